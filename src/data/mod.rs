@@ -1,0 +1,1 @@
+//! Text to tokens: readers, tokenizers, unpadded batches, sampling, the built-in task.

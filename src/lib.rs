@@ -1,0 +1,22 @@
+//! secateur prunes and fine-tunes BERT- and GPT-2-class language models on its own compute engine.
+//!
+//! ```text
+//! text ─ data ─► tokens ─ model ─► program ─ exec ─► activations, gradients
+//!                                                       │
+//!    report ◄─ eval ◄─ train ◄─ compact model ◄─ masks ◄─ prune
+//! ```
+//!
+//! Nothing lower imports anything higher. `docs/architecture.md` is the tour.
+
+pub mod data;
+pub mod error;
+pub mod eval;
+pub mod exec;
+pub mod model;
+pub mod ops;
+pub mod program;
+pub mod prune;
+pub mod report;
+pub mod train;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! Checkpoints, configurations and the families that emit programs.

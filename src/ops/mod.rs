@@ -1,0 +1,7 @@
+//! Operation families: each has a contract (`mod.rs`), an obvious f64 reference and a fast CPU version.
+//!
+//! A family folder holds `mod.rs` (shapes, formula, error bound, cost), `reference.rs` and `cpu.rs`.
+//! The functions work on [`View`]s and know nothing of programs or models; `exec` binds slots to them.
+
+mod view;
+pub use view::{Elem, View, ViewMut};

@@ -1,0 +1,1 @@
+//! The program: operations over named slots.

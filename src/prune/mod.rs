@@ -1,0 +1,1 @@
+//! Scores, searches under a cost budget, and the methods built of them.

@@ -1,0 +1,1 @@
+//! Run records, terminal tables, figures and the self-contained HTML page.
