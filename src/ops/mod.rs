@@ -3,5 +3,13 @@
 //! A family folder holds `mod.rs` (shapes, formula, error bound, cost), `reference.rs` and `cpu.rs`.
 //! The functions work on [`View`]s and know nothing of programs or models; `exec` binds slots to them.
 
+pub mod activation;
+pub mod dropout;
+
+mod elementary;
+mod parallel;
+mod scratch;
+pub mod simd;
 mod view;
+
 pub use view::{Elem, View, ViewMut};

@@ -45,16 +45,27 @@ pub struct ViewMut<'a, T> {
 }
 
 fn check(len: usize, rows: usize, cols: usize, ld: usize) {
-    assert!(ld >= cols, "leading dimension {ld} is smaller than {cols} columns");
+    assert!(
+        ld >= cols,
+        "leading dimension {ld} is smaller than {cols} columns"
+    );
     let needed = if rows == 0 { 0 } else { (rows - 1) * ld + cols };
-    assert!(len >= needed, "{len} elements cannot hold {rows} rows of {cols} with leading dimension {ld}");
+    assert!(
+        len >= needed,
+        "{len} elements cannot hold {rows} rows of {cols} with leading dimension {ld}"
+    );
 }
 
 impl<'a, T> View<'a, T> {
     /// A view over `data`; panics when `data` is too short (a bug, never user input).
     pub fn new(data: &'a [T], rows: usize, cols: usize, ld: usize) -> View<'a, T> {
         check(data.len(), rows, cols, ld);
-        View { data, rows, cols, ld }
+        View {
+            data,
+            rows,
+            cols,
+            ld,
+        }
     }
 
     /// A view of contiguous rows.
@@ -84,12 +95,22 @@ impl<'a, T> View<'a, T> {
     }
     /// Rows `start .. start + rows`.
     pub fn rows_at(&self, start: usize, rows: usize) -> View<'a, T> {
-        View::new(&self.data[(start * self.ld).min(self.data.len())..], rows, self.cols, self.ld)
+        View::new(
+            &self.data[(start * self.ld).min(self.data.len())..],
+            rows,
+            self.cols,
+            self.ld,
+        )
     }
     /// Columns `start .. start + cols` of every row.
     pub fn cols_at(&self, start: usize, cols: usize) -> View<'a, T> {
         assert!(start + cols <= self.cols);
-        View::new(&self.data[start.min(self.data.len())..], self.rows, cols, self.ld)
+        View::new(
+            &self.data[start.min(self.data.len())..],
+            self.rows,
+            cols,
+            self.ld,
+        )
     }
 }
 
@@ -104,7 +125,12 @@ impl<'a, T> ViewMut<'a, T> {
     /// A view over `data`; panics when `data` is too short (a bug, never user input).
     pub fn new(data: &'a mut [T], rows: usize, cols: usize, ld: usize) -> ViewMut<'a, T> {
         check(data.len(), rows, cols, ld);
-        ViewMut { data, rows, cols, ld }
+        ViewMut {
+            data,
+            rows,
+            cols,
+            ld,
+        }
     }
 
     /// A view of contiguous rows.
@@ -138,10 +164,20 @@ impl<'a, T> ViewMut<'a, T> {
     }
     /// Reads what has been written.
     pub fn as_view(&self) -> View<'_, T> {
-        View { data: self.data, rows: self.rows, cols: self.cols, ld: self.ld }
+        View {
+            data: self.data,
+            rows: self.rows,
+            cols: self.cols,
+            ld: self.ld,
+        }
     }
     /// A shorter-lived view of the same elements.
     pub fn reborrow(&mut self) -> ViewMut<'_, T> {
-        ViewMut { data: self.data, rows: self.rows, cols: self.cols, ld: self.ld }
+        ViewMut {
+            data: self.data,
+            rows: self.rows,
+            cols: self.cols,
+            ld: self.ld,
+        }
     }
 }

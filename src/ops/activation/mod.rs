@@ -1,0 +1,30 @@
+//! Activations of the feed-forward sublayer and of the task heads, with the neuron mask.
+//!
+//! Forward: `y[t, j] = mask[j] · act(x[t, j])`. Backward, with the saved input `pre`:
+//! `dx[t, j] = mask[j] · dy[t, j] · act'(pre[t, j])` and, exact for each example (sequence `b`),
+//! `dmask[b, j] = Σ_{t in b} dy[t, j] · act(pre[t, j])`, which is defined where the mask is 0 as well.
+//!
+//! Cost: one pass over memory. The f32 values carry the error of the elementary functions they are made of:
+//!
+//! | kind | value, relative to the exact one |
+//! |---|---|
+//! | `GeluErf` | 5 ulp while the result is normal, in the lower tail too |
+//! | `GeluTanh` | (4 + 3·\|2u\|) ulp, u = √(2/π)(x + 0.044715 x³): the exponent's own rounding is magnified by it |
+//! | `Relu` | exact |
+//! | `Tanh` | 2.5 ulp |
+
+pub mod cpu;
+pub mod reference;
+
+/// Which function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Activation {
+    /// x·Φ(x), Φ the standard normal distribution function (Hendrycks and Gimpel 2016): BERT, RoBERTa.
+    GeluErf,
+    /// ½x(1 + tanh(√(2/π)(x + 0.044715x³))), its approximation: GPT-2.
+    GeluTanh,
+    /// max(x, 0); its derivative at 0 is 0: OPT.
+    Relu,
+    /// Hyperbolic tangent: the pooler.
+    Tanh,
+}

@@ -1,0 +1,135 @@
+//! One source, several instruction sets.
+//!
+//! A loop written once as a `simd_fn!` is compiled for AVX-512, for AVX2 with FMA and for the baseline of
+//! the target, and the copy to run is chosen from what the processor reports. The body sees the
+//! instruction set as a type `I:` [`Isa`], which tells it whether a fused multiply-add is one instruction
+//! (a fused one on a processor that lacks it is a slow library call).
+//!
+//! Results on one machine depend neither on the number of threads nor on the vector width: sums run over
+//! [`LANES`] partial sums whatever the registers hold. Only fused or unfused multiply-adds differ between
+//! machines. `SECATEUR_SIMD=portable|avx2|avx512` lowers the choice, so that one machine can test all three.
+
+use std::sync::OnceLock;
+
+/// Partial sums of every vectorised reduction, and the padding unit of packed buffers.
+pub(crate) const LANES: usize = 16;
+
+/// What the loops were compiled for, worst first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Level {
+    /// The baseline of the target: SSE2 on x86-64, NEON on AArch64.
+    Portable,
+    /// AVX2 and FMA, eight lanes.
+    Avx2,
+    /// AVX-512 F, VL, BW and DQ, sixteen lanes.
+    Avx512,
+}
+
+/// The level in use in this process.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let found = detect();
+        match std::env::var("SECATEUR_SIMD").as_deref() {
+            Ok("portable") => Level::Portable,
+            Ok("avx2") => found.min(Level::Avx2),
+            _ => found,
+        }
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq");
+    match (avx2, avx512) {
+        (true, true) => Level::Avx512,
+        (true, false) => Level::Avx2,
+        _ => Level::Portable,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    Level::Portable
+}
+
+/// An instruction set, as the body of a `simd_fn!` sees it.
+pub(crate) trait Isa: Copy {
+    /// `a · b + c`, rounded once where the processor does so in one instruction, else twice.
+    fn mul_add(a: f32, b: f32, c: f32) -> f32;
+}
+
+/// See [`Level::Avx512`].
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+/// See [`Level::Avx2`].
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+/// See [`Level::Portable`].
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Isa for Avx512 {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+impl Isa for Avx2 {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+impl Isa for Portable {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a * b + c
+    }
+}
+
+/// Defines a function whose body is compiled once for each [`Level`] and chosen at run time.
+///
+/// ```ignore
+/// simd_fn! {
+///     /// y += a·x
+///     fn axpy<I>(a: f32, x: &[f32], y: &mut [f32]) {
+///         for (y, &x) in y.iter_mut().zip(x) {
+///             *y = I::mul_add(a, x, *y);
+///         }
+///     }
+/// }
+/// ```
+macro_rules! simd_fn {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$isa:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::extra_unused_type_parameters)]
+            fn body<$isa: $crate::ops::simd::Isa>($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::ops::simd::{Avx2, Avx512, Level};
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { body::<Avx512>($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { body::<Avx2>($($arg),*) }
+                match $crate::ops::simd::level() {
+                    // SAFETY: `level` answers Avx512 only after the processor confirmed these features.
+                    Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above, for AVX2 and FMA.
+                    Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    Level::Portable => {}
+                }
+            }
+            body::<$crate::ops::simd::Portable>($($arg),*)
+        }
+    };
+}
+pub(crate) use simd_fn;
