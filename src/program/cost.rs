@@ -1,0 +1,87 @@
+//! Static cost of an operation: floating-point operations and bytes moved, from shapes alone.
+//!
+//! Matrix products and attention count two operations a multiply-add; element-wise work counts one per element
+//! and pass, which is what the memory-bound operations cost in practice. Bytes are those of each operand once.
+
+use super::builder::Program;
+use super::op::{Access, Op};
+use super::slot::{Element, Extents};
+
+/// Cost of an operation or a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Bytes read and written with 4-byte elements.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Cost) {
+        self.flops += other.flops;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Cost of `op` in `program` for a batch of `extents`. Attention is charged as if every sequence had the length
+/// `tokens / sequences` (exact for equal lengths).
+pub fn of_op(program: &Program, op: &Op, extents: &Extents) -> Cost {
+    let size = |id| {
+        let slot = program.slot(id);
+        (extents.of(slot.rows) * slot.cols) as u64
+    };
+    let mut bytes = 0;
+    let mut elements = 0;
+    op.visit(|slot, access| {
+        let passes = if access == Access::Update { 2 } else { 1 };
+        bytes += 4 * passes * size(slot);
+        if access != Access::Read && program.slot(slot).element == Element::Float {
+            elements += size(slot);
+        }
+    });
+    let attention = |q, products: u64| {
+        let slot = program.slot(q);
+        let tokens = extents.of(slot.rows) as u64;
+        let length = tokens.div_ceil(extents.sequences.max(1) as u64);
+        2 * products * tokens * length * slot.cols as u64
+    };
+    let flops = match op {
+        Op::Gemm { a, transpose_a, c, .. } => {
+            let slot = program.slot(*a);
+            let inner = if *transpose_a { extents.of(slot.rows) } else { slot.cols };
+            2 * size(*c) * inner as u64
+        }
+        Op::LinearCrossEntropy { x, w, dx, dw, .. } => {
+            let rows = extents.of(program.slot(*x).rows) as u64;
+            let products = 1 + u64::from(dx.is_some()) + u64::from(dw.is_some());
+            2 * products * rows * size(*w)
+        }
+        Op::Attention { q, .. } => attention(*q, 2),
+        // Recomputed scores, dP, dV, dQ, dK.
+        Op::AttentionBackward { q, .. } => attention(*q, 5),
+        Op::AbsoluteCosine { x, out } => extents.of(program.slot(*x).rows) as u64 * size(*out),
+        Op::ProfileDistance { out, .. } => size(*out) * program.slot(*out).cols as u64,
+        Op::DimensionMapping { cosine, .. } => size(*cosine),
+        Op::ZeroGradients => 0,
+        // Multiply-add of the norm; moments, bias correction, update of AdamW.
+        Op::ClipFactor { .. } => 2 * program.layout().total_elements() as u64,
+        Op::AdamW { .. } => 12 * program.layout().total_elements() as u64,
+        _ => elements,
+    };
+    let block = 4 * program.layout().block_len() as u64;
+    bytes += match op {
+        Op::ZeroGradients | Op::ClipFactor { .. } => block,
+        Op::AdamW { .. } => 7 * block,
+        _ => 0,
+    };
+    Cost { flops, bytes }
+}
+
+/// Cost of a whole program.
+pub fn of_program(program: &Program, extents: &Extents) -> Cost {
+    let mut total = Cost::default();
+    for op in program.ops() {
+        total += of_op(program, op, extents);
+    }
+    total
+}

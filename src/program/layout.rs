@@ -1,0 +1,117 @@
+//! The flat parameter block: one table of names and ranges, shared by parameters, gradients and moments.
+//!
+//! Order is the order of addition, which is the checkpoint's. Every parameter starts on a
+//! [`SLOT_ALIGNMENT`] boundary and its rows are padded to [`leading_dimension`]; the padding is zero
+//! in all blocks and stays zero, so that norms and updates may run over whole ranges.
+
+use std::collections::HashMap;
+
+use super::slot::{ParameterId, SLOT_ALIGNMENT, leading_dimension};
+
+/// One parameter of the block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Rows; 1 for vectors.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Whether the checkpoint holds it as a vector. Vectors take no weight decay.
+    pub vector: bool,
+    /// Whether it is trained. Frozen parameters get no gradient operation and are never updated.
+    pub trainable: bool,
+    /// First element in the block.
+    pub offset: usize,
+}
+
+impl Parameter {
+    /// Distance between the starts of two rows.
+    pub fn ld(&self) -> usize {
+        leading_dimension(self.cols)
+    }
+    /// Elements in the block, padding included.
+    pub fn span(&self) -> usize {
+        self.rows * self.ld()
+    }
+    /// Elements in the checkpoint.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+    /// Whether the parameter has no elements (a fully pruned projection).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Names and ranges of all parameters of a model.
+#[derive(Clone, Debug, Default)]
+pub struct ParameterLayout {
+    parameters: Vec<Parameter>,
+    by_name: HashMap<String, ParameterId>,
+    len: usize,
+}
+
+impl ParameterLayout {
+    /// An empty layout.
+    pub fn new() -> ParameterLayout {
+        ParameterLayout::default()
+    }
+
+    /// Appends a matrix. Panics on a repeated name (a bug of the model code).
+    pub fn matrix(&mut self, name: impl Into<String>, rows: usize, cols: usize) -> ParameterId {
+        self.push(name.into(), rows, cols, false)
+    }
+
+    /// Appends a vector. Panics on a repeated name (a bug of the model code).
+    pub fn vector(&mut self, name: impl Into<String>, cols: usize) -> ParameterId {
+        self.push(name.into(), 1, cols, true)
+    }
+
+    fn push(&mut self, name: String, rows: usize, cols: usize, vector: bool) -> ParameterId {
+        let id = ParameterId(self.parameters.len() as u32);
+        let previous = self.by_name.insert(name.clone(), id);
+        assert!(previous.is_none(), "parameter {name} is declared twice");
+        let parameter = Parameter { name, rows, cols, vector, trainable: true, offset: self.len };
+        self.len += parameter.span().next_multiple_of(SLOT_ALIGNMENT);
+        self.parameters.push(parameter);
+        id
+    }
+
+    /// Marks parameters as trained or frozen by name.
+    pub fn set_trainable(&mut self, trainable: impl Fn(&str) -> bool) {
+        for parameter in &mut self.parameters {
+            parameter.trainable = trainable(&parameter.name);
+        }
+    }
+
+    /// Looks a parameter up by its checkpoint name.
+    pub fn find(&self, name: &str) -> Option<ParameterId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The parameter `id`.
+    pub fn get(&self, id: ParameterId) -> &Parameter {
+        &self.parameters[id.index()]
+    }
+
+    /// All parameters with their numbers, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (ParameterId, &Parameter)> {
+        self.parameters.iter().enumerate().map(|(i, p)| (ParameterId(i as u32), p))
+    }
+
+    /// Number of parameters (tensors).
+    pub fn count(&self) -> usize {
+        self.parameters.len()
+    }
+
+    /// Elements of the flat block, padding included.
+    pub fn block_len(&self) -> usize {
+        self.len
+    }
+
+    /// Elements of the checkpoint, padding excluded.
+    pub fn total_elements(&self) -> usize {
+        self.parameters.iter().map(Parameter::len).sum()
+    }
+}

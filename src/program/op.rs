@@ -1,0 +1,382 @@
+//! The operations. Semantic and fused: one variant is one kernel family call, on every executor.
+//!
+//! Every executor matches on [`Op`] exhaustively, so an operation exists everywhere or does not compile.
+//! [`Op::visit`] says which slots an operation reads, writes and updates; planning, validation, printing
+//! and lock-step comparison know nothing else about operations.
+
+use super::slot::SlotId;
+pub use crate::ops::activation::Activation;
+pub use crate::ops::dropout::Dropout;
+
+/// How an operation uses a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Only read.
+    Read,
+    /// Every element is written; the old content is not looked at.
+    Write,
+    /// Read and written (accumulation).
+    Update,
+}
+
+/// A dropout site and the slot that holds the random key `[seed low, seed high, draw]` of the run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropoutSite {
+    /// Probability and site number.
+    pub dropout: Dropout,
+    /// Integer slot `[1, 3]`.
+    pub key: SlotId,
+}
+
+/// What happens to a product tile before it is stored, in this order:
+/// `z = Σ a·b + bias (+ C)`, `preactivation ← z`, `y = activation(z) · neuron_mask`, dropout, `+ residual`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Epilogue {
+    /// `[1, n]`.
+    pub bias: Option<SlotId>,
+    /// Adds the old content of C.
+    pub accumulate: bool,
+    /// Element-wise function.
+    pub activation: Option<Activation>,
+    /// `[m, n]`, receives z; saved for the backward pass.
+    pub preactivation: Option<SlotId>,
+    /// `[1, n]`; columns with mask 0 are not computed.
+    pub neuron_mask: Option<SlotId>,
+    /// Dropout of the result.
+    pub dropout: Option<DropoutSite>,
+    /// `[m, n]`, added last.
+    pub residual: Option<SlotId>,
+    /// `[1, k]`; a promise that column k of A is zero where this is, so the product may skip it.
+    pub inner_mask: Option<SlotId>,
+}
+
+/// Shape and kind of an attention operation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Heads present in this layer.
+    pub heads: usize,
+    /// Size of a head.
+    pub head_dim: usize,
+    /// Factor of the scores, 1/√head_dim as a rule.
+    pub scale: f32,
+    /// Whether a position sees only itself and earlier ones.
+    pub causal: bool,
+}
+
+/// One operation. Shapes: T tokens, B sequences, R targets, S samples, d hidden size, V vocabulary.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // Fields are named by role; shapes stand in each variant's description.
+pub enum Op {
+    /// `out[t] = word[ids[t]] + position[positions[t]] + token_type[token_types[t]]`, `[T, d]`.
+    Embed {
+        ids: SlotId,
+        positions: SlotId,
+        token_types: Option<SlotId>,
+        word: SlotId,
+        position: Option<SlotId>,
+        token_type: Option<SlotId>,
+        out: SlotId,
+    },
+    /// Adds `dout [T, d]` to the rows of the wanted table gradients.
+    EmbedBackward {
+        ids: SlotId,
+        positions: SlotId,
+        token_types: Option<SlotId>,
+        dout: SlotId,
+        dword: Option<SlotId>,
+        dposition: Option<SlotId>,
+        dtoken_type: Option<SlotId>,
+    },
+    /// `C [m, n] = op(A)·op(B)` and the epilogue.
+    Gemm { a: SlotId, transpose_a: bool, b: SlotId, transpose_b: bool, c: SlotId, epilogue: Epilogue },
+    /// `out [1, n] += Σ_rows x [m, n]` (bias gradients).
+    ColumnSum { x: SlotId, out: SlotId },
+    /// `y = dropout(bias) + residual`, every row: a sublayer of which only the output bias is left.
+    BiasResidual { bias: SlotId, dropout: Option<DropoutSite>, residual: SlotId, y: SlotId },
+    /// `y = (x − mean)·rstd·gamma + beta` over the columns; saves `mean`, `rstd [T, 1]`.
+    LayerNorm { x: SlotId, gamma: SlotId, beta: SlotId, epsilon: f32, y: SlotId, mean: SlotId, rstd: SlotId },
+    /// Gradients of LayerNorm; `dgamma`, `dbeta` accumulate, `dx` when told to.
+    LayerNormBackward {
+        dy: SlotId,
+        x: SlotId,
+        gamma: SlotId,
+        mean: SlotId,
+        rstd: SlotId,
+        dx: SlotId,
+        accumulate: bool,
+        dgamma: Option<SlotId>,
+        dbeta: Option<SlotId>,
+    },
+    /// Context `out [T, H·d_h] = softmax(scale·q kᵀ)·v · mask_h` within each sequence; `lse [T, H]` is saved,
+    /// `unmasked` receives the context before the mask when mask gradients are wanted.
+    Attention {
+        q: SlotId,
+        k: SlotId,
+        v: SlotId,
+        cu_seqlens: SlotId,
+        shape: AttentionShape,
+        head_mask: Option<SlotId>,
+        dropout: Option<DropoutSite>,
+        out: SlotId,
+        lse: SlotId,
+        unmasked: Option<SlotId>,
+    },
+    /// Gradients of attention; `dmask [B, H]` is exact per sequence.
+    AttentionBackward {
+        q: SlotId,
+        k: SlotId,
+        v: SlotId,
+        out: SlotId,
+        dout: SlotId,
+        lse: SlotId,
+        unmasked: Option<SlotId>,
+        cu_seqlens: SlotId,
+        shape: AttentionShape,
+        head_mask: Option<SlotId>,
+        dropout: Option<DropoutSite>,
+        dq: SlotId,
+        dk: SlotId,
+        dv: SlotId,
+        dmask: Option<SlotId>,
+    },
+    /// `dx = dy · mask · act'(preactivation)`; `dmask [B, n]` is `Σ_t dy · act(preactivation)` per sequence.
+    ActivationBackward {
+        kind: Activation,
+        dy: SlotId,
+        preactivation: SlotId,
+        mask: Option<SlotId>,
+        dx: SlotId,
+        dmask: Option<SlotId>,
+        cu_seqlens: Option<SlotId>,
+    },
+    /// `y = dropout(x)`; also its own backward.
+    Dropout { x: SlotId, y: SlotId, site: DropoutSite },
+    /// `y[i] = x[rows[i]]`.
+    Gather { x: SlotId, rows: SlotId, y: SlotId },
+    /// `dx[rows[i]] += dy[i]`, after zeroing `dx` unless accumulating.
+    ScatterAdd { dy: SlotId, rows: SlotId, dx: SlotId, accumulate: bool },
+    /// `y += x`.
+    Add { x: SlotId, y: SlotId },
+    /// Row-wise cross-entropy of `logits [R, C]`; ignored where `labels` is −100 or the weight is 0.
+    /// `dlogits = weight · gradient`.
+    CrossEntropy { logits: SlotId, labels: SlotId, weights: SlotId, losses: SlotId, dlogits: Option<SlotId> },
+    /// Cross-entropy of `x wᵀ + bias` without storing the logits; gradients in the same pass
+    /// (`dw`, `dbias` accumulate, `dx` is written).
+    LinearCrossEntropy {
+        x: SlotId,
+        w: SlotId,
+        bias: Option<SlotId>,
+        labels: SlotId,
+        weights: SlotId,
+        losses: SlotId,
+        dx: Option<SlotId>,
+        dw: Option<SlotId>,
+        dbias: Option<SlotId>,
+    },
+    /// `(x − target)²` row by row, `x [R, 1]`.
+    MeanSquaredError {
+        x: SlotId,
+        targets: SlotId,
+        weights: SlotId,
+        losses: SlotId,
+        dx: Option<SlotId>,
+        accumulate: bool,
+    },
+    /// Half the sum of start and end cross-entropy over each sequence's own tokens, `logits [T, 2]`.
+    SpanLoss {
+        logits: SlotId,
+        starts: SlotId,
+        ends: SlotId,
+        cu_seqlens: SlotId,
+        weights: SlotId,
+        losses: SlotId,
+        dlogits: Option<SlotId>,
+    },
+    /// `t²·KL(softmax(teacher/t) ‖ softmax(student/t))` row by row; its gradient accumulates when told to.
+    Distillation {
+        student: SlotId,
+        teacher: SlotId,
+        temperature: f32,
+        weights: SlotId,
+        losses: SlotId,
+        dstudent: Option<SlotId>,
+        accumulate: bool,
+    },
+    /// Zeroes the whole gradient block.
+    ZeroGradients,
+    /// `norm [1, 2] = [‖gradients‖₂ over trained parameters, min(1, max_norm / (norm + 1e-6))]`.
+    ClipFactor { max_norm: f32, norm: SlotId },
+    /// One AdamW step of every trained parameter. `hyper [1, 7]` = learning rate, β₁, β₂, ε, weight decay
+    /// (matrices only), 1 − β₁^s, 1 − β₂^s; `norm` as [`Op::ClipFactor`] wrote it.
+    AdamW { hyper: SlotId, norm: SlotId },
+    /// `out [n, n] = |cos|` of the columns of `x [S, n]`; zero columns give 0.
+    AbsoluteCosine { x: SlotId, out: SlotId },
+    /// `out [n, n]_ij = max_k |D_ik − D_jk|` with `D = 1 − cosine`.
+    ProfileDistance { cosine: SlotId, out: SlotId },
+    /// Greedy dimension mapping of all head pairs: `cosine [H·d_h, H·d_h]` to `out [H, H]`.
+    DimensionMapping { cosine: SlotId, head_dim: usize, out: SlotId },
+    /// `out [1, n / group]`: mean |x| over the rows and over `group` neighbouring columns of `x [S, n]`.
+    MeanAbsolute { x: SlotId, group: usize, out: SlotId },
+}
+
+impl Op {
+    /// Calls `f` for every slot the operation touches, inputs first.
+    pub fn visit(&self, mut f: impl FnMut(SlotId, Access)) {
+        use Access::{Read, Update, Write};
+        let mut all = |access: Access, slots: &[Option<SlotId>]| {
+            for slot in slots.iter().flatten() {
+                f(*slot, access);
+            }
+        };
+        let key = |site: &Option<DropoutSite>| site.map(|s| s.key);
+        let some = Some::<SlotId>;
+        let write_or_update = |accumulate: bool| if accumulate { Update } else { Write };
+        match self {
+            Op::Embed { ids, positions, token_types, word, position, token_type, out } => {
+                all(Read, &[some(*ids), some(*positions), *token_types, some(*word), *position, *token_type]);
+                all(Write, &[some(*out)]);
+            }
+            Op::EmbedBackward { ids, positions, token_types, dout, dword, dposition, dtoken_type } => {
+                all(Read, &[some(*ids), some(*positions), *token_types, some(*dout)]);
+                all(Update, &[*dword, *dposition, *dtoken_type]);
+            }
+            Op::Gemm { a, b, c, epilogue: e, .. } => {
+                all(Read, &[some(*a), some(*b), e.bias, e.neuron_mask, e.inner_mask, e.residual, key(&e.dropout)]);
+                all(Write, &[e.preactivation]);
+                all(write_or_update(e.accumulate), &[some(*c)]);
+            }
+            Op::ColumnSum { x, out } => {
+                all(Read, &[some(*x)]);
+                all(Update, &[some(*out)]);
+            }
+            Op::BiasResidual { bias, dropout, residual, y } => {
+                all(Read, &[some(*bias), some(*residual), key(dropout)]);
+                all(Write, &[some(*y)]);
+            }
+            Op::LayerNorm { x, gamma, beta, y, mean, rstd, .. } => {
+                all(Read, &[some(*x), some(*gamma), some(*beta)]);
+                all(Write, &[some(*y), some(*mean), some(*rstd)]);
+            }
+            Op::LayerNormBackward { dy, x, gamma, mean, rstd, dx, accumulate, dgamma, dbeta } => {
+                all(Read, &[some(*dy), some(*x), some(*gamma), some(*mean), some(*rstd)]);
+                all(Update, &[*dgamma, *dbeta]);
+                all(write_or_update(*accumulate), &[some(*dx)]);
+            }
+            Op::Attention { q, k, v, cu_seqlens, head_mask, dropout, out, lse, unmasked, .. } => {
+                all(Read, &[some(*q), some(*k), some(*v), some(*cu_seqlens), *head_mask, key(dropout)]);
+                all(Write, &[some(*out), some(*lse), *unmasked]);
+            }
+            Op::AttentionBackward {
+                q,
+                k,
+                v,
+                out,
+                dout,
+                lse,
+                unmasked,
+                cu_seqlens,
+                head_mask,
+                dropout,
+                dq,
+                dk,
+                dv,
+                dmask,
+                ..
+            } => {
+                all(Read, &[some(*q), some(*k), some(*v), some(*out), some(*dout), some(*lse), *unmasked]);
+                all(Read, &[some(*cu_seqlens), *head_mask, key(dropout)]);
+                all(Write, &[some(*dq), some(*dk), some(*dv), *dmask]);
+            }
+            Op::ActivationBackward { dy, preactivation, mask, dx, dmask, cu_seqlens, .. } => {
+                all(Read, &[some(*dy), some(*preactivation), *mask, *cu_seqlens]);
+                all(Write, &[some(*dx), *dmask]);
+            }
+            Op::Dropout { x, y, site } => {
+                all(Read, &[some(*x), some(site.key)]);
+                all(Write, &[some(*y)]);
+            }
+            Op::Gather { x, rows, y } => {
+                all(Read, &[some(*x), some(*rows)]);
+                all(Write, &[some(*y)]);
+            }
+            Op::ScatterAdd { dy, rows, dx, accumulate } => {
+                all(Read, &[some(*dy), some(*rows)]);
+                all(write_or_update(*accumulate), &[some(*dx)]);
+            }
+            Op::Add { x, y } => {
+                all(Read, &[some(*x)]);
+                all(Update, &[some(*y)]);
+            }
+            Op::CrossEntropy { logits, labels, weights, losses, dlogits } => {
+                all(Read, &[some(*logits), some(*labels), some(*weights)]);
+                all(Write, &[some(*losses), *dlogits]);
+            }
+            Op::LinearCrossEntropy { x, w, bias, labels, weights, losses, dx, dw, dbias } => {
+                all(Read, &[some(*x), some(*w), *bias, some(*labels), some(*weights)]);
+                all(Write, &[some(*losses), *dx]);
+                all(Update, &[*dw, *dbias]);
+            }
+            Op::MeanSquaredError { x, targets, weights, losses, dx, accumulate } => {
+                all(Read, &[some(*x), some(*targets), some(*weights)]);
+                all(Write, &[some(*losses)]);
+                all(write_or_update(*accumulate), &[*dx]);
+            }
+            Op::SpanLoss { logits, starts, ends, cu_seqlens, weights, losses, dlogits } => {
+                all(Read, &[some(*logits), some(*starts), some(*ends), some(*cu_seqlens), some(*weights)]);
+                all(Write, &[some(*losses), *dlogits]);
+            }
+            Op::Distillation { student, teacher, weights, losses, dstudent, accumulate, .. } => {
+                all(Read, &[some(*student), some(*teacher), some(*weights)]);
+                all(Write, &[some(*losses)]);
+                all(write_or_update(*accumulate), &[*dstudent]);
+            }
+            Op::ZeroGradients => {}
+            Op::ClipFactor { norm, .. } => all(Write, &[some(*norm)]),
+            Op::AdamW { hyper, norm } => all(Read, &[some(*hyper), some(*norm)]),
+            Op::AbsoluteCosine { x, out } => {
+                all(Read, &[some(*x)]);
+                all(Write, &[some(*out)]);
+            }
+            Op::ProfileDistance { cosine, out } | Op::DimensionMapping { cosine, out, .. } => {
+                all(Read, &[some(*cosine)]);
+                all(Write, &[some(*out)]);
+            }
+            Op::MeanAbsolute { x, out, .. } => {
+                all(Read, &[some(*x)]);
+                all(Write, &[some(*out)]);
+            }
+        }
+    }
+
+    /// Name of the operation in print-outs, errors and timings.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Embed { .. } => "embed",
+            Op::EmbedBackward { .. } => "embed_backward",
+            Op::Gemm { .. } => "gemm",
+            Op::ColumnSum { .. } => "column_sum",
+            Op::BiasResidual { .. } => "bias_residual",
+            Op::LayerNorm { .. } => "layer_norm",
+            Op::LayerNormBackward { .. } => "layer_norm_backward",
+            Op::Attention { .. } => "attention",
+            Op::AttentionBackward { .. } => "attention_backward",
+            Op::ActivationBackward { .. } => "activation_backward",
+            Op::Dropout { .. } => "dropout",
+            Op::Gather { .. } => "gather",
+            Op::ScatterAdd { .. } => "scatter_add",
+            Op::Add { .. } => "add",
+            Op::CrossEntropy { .. } => "cross_entropy",
+            Op::LinearCrossEntropy { .. } => "linear_cross_entropy",
+            Op::MeanSquaredError { .. } => "mean_squared_error",
+            Op::SpanLoss { .. } => "span_loss",
+            Op::Distillation { .. } => "distillation",
+            Op::ZeroGradients => "zero_gradients",
+            Op::ClipFactor { .. } => "clip_factor",
+            Op::AdamW { .. } => "adamw",
+            Op::AbsoluteCosine { .. } => "absolute_cosine",
+            Op::ProfileDistance { .. } => "profile_distance",
+            Op::DimensionMapping { .. } => "dimension_mapping",
+            Op::MeanAbsolute { .. } => "mean_absolute",
+        }
+    }
+}
