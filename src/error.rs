@@ -74,32 +74,19 @@ pub enum Error {
 
 impl Error {
     /// Wraps an I/O error with its path.
-    pub fn io(
-        path: impl AsRef<Path>,
-        action: &'static str,
-    ) -> impl FnOnce(std::io::Error) -> Error {
+    pub fn io(path: impl AsRef<Path>, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.as_ref().to_path_buf();
-        move |source| Error::Io {
-            path,
-            action,
-            source,
-        }
+        move |source| Error::Io { path, action, source }
     }
 
     /// A content error of `path`.
     pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Error {
-        Error::Format {
-            path: path.as_ref().to_path_buf(),
-            message: message.into(),
-        }
+        Error::Format { path: path.as_ref().to_path_buf(), message: message.into() }
     }
 
     /// A shape error of `what`.
     pub fn shape(what: impl Into<String>, message: impl Into<String>) -> Error {
-        Error::Shape {
-            what: what.into(),
-            message: message.into(),
-        }
+        Error::Shape { what: what.into(), message: message.into() }
     }
 
     /// A usage error.

@@ -40,11 +40,7 @@ fn exp_of_sum<I: Isa>(x: f32, tail: f32) -> f32 {
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
     let value = p * power;
     let value = if x < EXP_LOWEST { 0.0 } else { value };
-    if x > EXP_HIGHEST {
-        f32::INFINITY
-    } else {
-        value
-    }
+    if x > EXP_HIGHEST { f32::INFINITY } else { value }
 }
 
 /// Hyperbolic tangent; error below 2.5 ulp.

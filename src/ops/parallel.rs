@@ -23,9 +23,7 @@ pub(crate) fn rows(rows: usize, cost: usize, body: impl Fn(Range<usize>) + Sync)
         }
         return;
     }
-    (0..rows.div_ceil(step))
-        .into_par_iter()
-        .for_each(|i| body(i * step..((i + 1) * step).min(rows)));
+    (0..rows.div_ceil(step)).into_par_iter().for_each(|i| body(i * step..((i + 1) * step).min(rows)));
 }
 
 /// Calls `body` with consecutive blocks of columns (whole cache lines) that cover `0..cols`, in parallel;
@@ -38,9 +36,7 @@ pub(crate) fn columns(cols: usize, cost: usize, body: impl Fn(Range<usize>) + Sy
         }
         return;
     }
-    (0..cols.div_ceil(step))
-        .into_par_iter()
-        .for_each(|i| body(i * step..((i + 1) * step).min(cols)));
+    (0..cols.div_ceil(step)).into_par_iter().for_each(|i| body(i * step..((i + 1) * step).min(cols)));
 }
 
 /// Calls `body` once with each of `0..count`, in parallel, starting them in this order.
@@ -62,10 +58,7 @@ pub(crate) fn items(count: usize, body: impl Fn(usize) + Sync) {
     if threads <= 1 {
         drain();
     } else {
-        (0..threads)
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(|_| drain());
+        (0..threads).into_par_iter().with_max_len(1).for_each(|_| drain());
     }
 }
 
@@ -87,24 +80,12 @@ impl<'a, T> Shared<'a, T> {
     /// Shares `view` for as long as it stays borrowed.
     pub(crate) fn new(view: &'a mut ViewMut<'_, T>) -> Shared<'a, T> {
         let (rows, cols, ld) = (view.rows(), view.cols(), view.ld());
-        Shared {
-            data: view.data_mut().as_mut_ptr(),
-            rows,
-            cols,
-            ld,
-            borrow: PhantomData,
-        }
+        Shared { data: view.data_mut().as_mut_ptr(), rows, cols, ld, borrow: PhantomData }
     }
 
     /// Shares a slice as a matrix of one column.
     pub(crate) fn slice(data: &'a mut [T]) -> Shared<'a, T> {
-        Shared {
-            data: data.as_mut_ptr(),
-            rows: data.len(),
-            cols: 1,
-            ld: 1,
-            borrow: PhantomData,
-        }
+        Shared { data: data.as_mut_ptr(), rows: data.len(), cols: 1, ld: 1, borrow: PhantomData }
     }
 
     /// Columns `cols` of row `row`.
@@ -115,9 +96,7 @@ impl<'a, T> Shared<'a, T> {
     pub(crate) unsafe fn row_mut(&self, row: usize, cols: Range<usize>) -> &mut [T] {
         assert!(row < self.rows && cols.start <= cols.end && cols.end <= self.cols);
         // SAFETY: inside the view by the assertion; unshared by the caller's promise.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.data.add(row * self.ld + cols.start), cols.len())
-        }
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.ld + cols.start), cols.len()) }
     }
 
     /// The whole of row `row`.
@@ -136,9 +115,7 @@ impl<'a, T> Shared<'a, T> {
     /// As for [`Shared::row_mut`].
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn range_mut(&self, range: Range<usize>) -> &mut [T] {
-        assert!(
-            self.cols == 1 && self.ld == 1 && range.start <= range.end && range.end <= self.rows
-        );
+        assert!(self.cols == 1 && self.ld == 1 && range.start <= range.end && range.end <= self.rows);
         // SAFETY: inside the slice by the assertion; unshared by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
     }

@@ -1,5 +1,7 @@
 //! Row-major matrix views with an explicit leading dimension: what every operation takes and gives.
 
+use std::marker::PhantomData;
+
 /// Element of a floating-point matrix: `f32` in the CPU executor, `f64` in the reference executor.
 pub trait Elem: Copy + Send + Sync + Default + PartialEq + std::fmt::Debug + 'static {
     /// Nearest value of this type.
@@ -36,36 +38,34 @@ pub struct View<'a, T> {
 }
 
 /// The mutable counterpart of [`View`].
+///
+/// Holds a pointer, not a slice: the three thirds of a fused QKV gradient are views whose rows interleave, so
+/// their memory ranges overlap while their elements do not.
 #[derive(Debug)]
 pub struct ViewMut<'a, T> {
-    data: &'a mut [T],
+    data: *mut T,
     rows: usize,
     cols: usize,
     ld: usize,
+    exclusive: PhantomData<&'a mut T>,
 }
 
+// SAFETY: a ViewMut is an exclusive borrow of its elements, as `&mut [T]` is.
+unsafe impl<T: Send> Send for ViewMut<'_, T> {}
+// SAFETY: a shared ViewMut only reads its elements.
+unsafe impl<T: Sync> Sync for ViewMut<'_, T> {}
+
 fn check(len: usize, rows: usize, cols: usize, ld: usize) {
-    assert!(
-        ld >= cols,
-        "leading dimension {ld} is smaller than {cols} columns"
-    );
+    assert!(ld >= cols, "leading dimension {ld} is smaller than {cols} columns");
     let needed = if rows == 0 { 0 } else { (rows - 1) * ld + cols };
-    assert!(
-        len >= needed,
-        "{len} elements cannot hold {rows} rows of {cols} with leading dimension {ld}"
-    );
+    assert!(len >= needed, "{len} elements cannot hold {rows} rows of {cols} with leading dimension {ld}");
 }
 
 impl<'a, T> View<'a, T> {
     /// A view over `data`; panics when `data` is too short (a bug, never user input).
     pub fn new(data: &'a [T], rows: usize, cols: usize, ld: usize) -> View<'a, T> {
         check(data.len(), rows, cols, ld);
-        View {
-            data,
-            rows,
-            cols,
-            ld,
-        }
+        View { data, rows, cols, ld }
     }
 
     /// A view of contiguous rows.
@@ -95,22 +95,12 @@ impl<'a, T> View<'a, T> {
     }
     /// Rows `start .. start + rows`.
     pub fn rows_at(&self, start: usize, rows: usize) -> View<'a, T> {
-        View::new(
-            &self.data[(start * self.ld).min(self.data.len())..],
-            rows,
-            self.cols,
-            self.ld,
-        )
+        View::new(&self.data[(start * self.ld).min(self.data.len())..], rows, self.cols, self.ld)
     }
     /// Columns `start .. start + cols` of every row.
     pub fn cols_at(&self, start: usize, cols: usize) -> View<'a, T> {
         assert!(start + cols <= self.cols);
-        View::new(
-            &self.data[start.min(self.data.len())..],
-            self.rows,
-            cols,
-            self.ld,
-        )
+        View::new(&self.data[start.min(self.data.len())..], self.rows, cols, self.ld)
     }
 }
 
@@ -125,17 +115,20 @@ impl<'a, T> ViewMut<'a, T> {
     /// A view over `data`; panics when `data` is too short (a bug, never user input).
     pub fn new(data: &'a mut [T], rows: usize, cols: usize, ld: usize) -> ViewMut<'a, T> {
         check(data.len(), rows, cols, ld);
-        ViewMut {
-            data,
-            rows,
-            cols,
-            ld,
-        }
+        ViewMut { data: data.as_mut_ptr(), rows, cols, ld, exclusive: PhantomData }
     }
 
     /// A view of contiguous rows.
     pub fn dense(data: &'a mut [T], rows: usize, cols: usize) -> ViewMut<'a, T> {
         ViewMut::new(data, rows, cols, cols)
+    }
+
+    /// A view from a pointer to the first element.
+    ///
+    /// # Safety
+    /// The elements (not the gaps between rows) must be valid and not accessed otherwise for `'a`.
+    pub unsafe fn from_raw(data: *mut T, rows: usize, cols: usize, ld: usize) -> ViewMut<'a, T> {
+        ViewMut { data, rows, cols, ld, exclusive: PhantomData }
     }
 
     /// Number of rows.
@@ -152,32 +145,36 @@ impl<'a, T> ViewMut<'a, T> {
     }
     /// Row `r`.
     pub fn row(&self, r: usize) -> &[T] {
-        &self.data[r * self.ld..r * self.ld + self.cols]
+        assert!(r < self.rows);
+        // SAFETY: row r lies inside the borrowed elements, and `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(self.data.add(r * self.ld), self.cols) }
     }
     /// Row `r`, to write.
     pub fn row_mut(&mut self, r: usize) -> &mut [T] {
-        &mut self.data[r * self.ld..r * self.ld + self.cols]
+        assert!(r < self.rows);
+        // SAFETY: row r lies inside the borrowed elements, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(r * self.ld), self.cols) }
     }
-    /// The elements from the first of row 0 on, gaps included.
-    pub fn data_mut(&mut self) -> &mut [T] {
+    /// Pointer to the first element of row 0.
+    pub fn as_mut_ptr(&mut self) -> *mut T {
         self.data
     }
-    /// Reads what has been written.
+    /// The elements from the first of row 0 to the last of the last row, gaps included. Only for views that do not
+    /// interleave with another one.
+    pub fn data_mut(&mut self) -> &mut [T] {
+        let len = if self.rows == 0 { 0 } else { (self.rows - 1) * self.ld + self.cols };
+        // SAFETY: the range lies inside the slice the view was made of, and no other view interleaves with it.
+        unsafe { std::slice::from_raw_parts_mut(self.data, len) }
+    }
+    /// Reads what has been written. Only for views that do not interleave with another one.
     pub fn as_view(&self) -> View<'_, T> {
-        View {
-            data: self.data,
-            rows: self.rows,
-            cols: self.cols,
-            ld: self.ld,
-        }
+        let len = if self.rows == 0 { 0 } else { (self.rows - 1) * self.ld + self.cols };
+        // SAFETY: as in `data_mut`, shared.
+        let data = unsafe { std::slice::from_raw_parts(self.data, len) };
+        View { data, rows: self.rows, cols: self.cols, ld: self.ld }
     }
     /// A shorter-lived view of the same elements.
     pub fn reborrow(&mut self) -> ViewMut<'_, T> {
-        ViewMut {
-            data: self.data,
-            rows: self.rows,
-            cols: self.cols,
-            ld: self.ld,
-        }
+        ViewMut { data: self.data, rows: self.rows, cols: self.cols, ld: self.ld, exclusive: PhantomData }
     }
 }

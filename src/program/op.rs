@@ -241,7 +241,10 @@ impl Op {
                 all(Update, &[*dword, *dposition, *dtoken_type]);
             }
             Op::Gemm { a, b, c, epilogue: e, .. } => {
-                all(Read, &[some(*a), some(*b), e.bias, e.neuron_mask, e.inner_mask, e.residual, key(&e.dropout)]);
+                all(
+                    Read,
+                    &[some(*a), some(*b), e.bias, e.neuron_mask, e.inner_mask, e.residual, key(&e.dropout)],
+                );
                 all(Write, &[e.preactivation]);
                 all(write_or_update(e.accumulate), &[some(*c)]);
             }

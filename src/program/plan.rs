@@ -65,11 +65,13 @@ impl Plan {
                 }
                 (Element::Float, Storage::Parameter(parameter)) => {
                     let parameter = program.layout.get(parameter);
-                    *place = Place { buffer: Buffer::Parameters, offset: parameter.offset, ld: parameter.ld() };
+                    *place =
+                        Place { buffer: Buffer::Parameters, offset: parameter.offset, ld: parameter.ld() };
                 }
                 (Element::Float, Storage::Gradient(parameter)) => {
                     let parameter = program.layout.get(parameter);
-                    *place = Place { buffer: Buffer::Gradients, offset: parameter.offset, ld: parameter.ld() };
+                    *place =
+                        Place { buffer: Buffer::Gradients, offset: parameter.offset, ld: parameter.ld() };
                 }
                 (Element::Float, Storage::Input) => {
                     let ld = leading_dimension(slot.cols);

@@ -100,7 +100,10 @@ fn shapes(program: &Program, op: &Op) -> Result<(), String> {
                 return Err(format!("{} has {:?} rows, {} has {:?}", a.name, a.rows, b.name, b.rows));
             }
             if !transpose_b && c_slot.cols != b.cols {
-                return Err(format!("{} has {} columns, {} has {}", c_slot.name, c_slot.cols, b.name, b.cols));
+                return Err(format!(
+                    "{} has {} columns, {} has {}",
+                    c_slot.name, c_slot.cols, b.name, b.cols
+                ));
             }
             for vector in [epilogue.bias, epilogue.neuron_mask].into_iter().flatten() {
                 if slot(vector).cols != c_slot.cols {

@@ -17,10 +17,7 @@ const SATURATED: f32 = 16.0;
 #[inline(always)]
 fn gelu_erf<I: Isa>(x: f32) -> (f32, f32) {
     let (distribution, density) = normal::<I>(x);
-    (
-        x * distribution,
-        I::mul_add(x * FRAC_1_SQRT_2PI, density, distribution),
-    )
+    (x * distribution, I::mul_add(x * FRAC_1_SQRT_2PI, density, distribution))
 }
 
 #[inline(always)]
@@ -30,19 +27,13 @@ fn gelu_tanh<I: Isa>(x: f32) -> (f32, f32) {
     // ½(1 + tanh u) is the sigmoid of 2u.
     let sigmoid = 1.0 / (1.0 + exp::<I>(-c * I::mul_add(B, s, A)));
     let slope = c * I::mul_add(3.0 * B, s, A);
-    (
-        x * sigmoid,
-        I::mul_add(sigmoid * (1.0 - sigmoid), slope, sigmoid),
-    )
+    (x * sigmoid, I::mul_add(sigmoid * (1.0 - sigmoid), slope, sigmoid))
 }
 
 #[inline(always)]
 fn relu<I: Isa>(x: f32) -> (f32, f32) {
     // Written so that NaN stays NaN.
-    (
-        if x < 0.0 { 0.0 } else { x },
-        if x > 0.0 { 1.0 } else { 0.0 },
-    )
+    (if x < 0.0 { 0.0 } else { x }, if x > 0.0 { 1.0 } else { 0.0 })
 }
 
 #[inline(always)]
@@ -179,21 +170,11 @@ pub fn backward(
     parallel::rows(dy.rows(), dy.cols(), |rows| {
         for t in rows {
             // SAFETY: ranges of rows are disjoint.
-            backward_row(
-                kind,
-                dy.row(t),
-                pre.row(t),
-                mask,
-                unsafe { dx.whole_row(t) },
-                accumulate,
-            );
+            backward_row(kind, dy.row(t), pre.row(t), mask, unsafe { dx.whole_row(t) }, accumulate);
         }
     });
     if let Some((cu_seqlens, mut dmask)) = dmask_per_sequence {
-        assert_eq!(
-            (dmask.rows(), dmask.cols()),
-            (cu_seqlens.len() - 1, dy.cols())
-        );
+        assert_eq!((dmask.rows(), dmask.cols()), (cu_seqlens.len() - 1, dy.cols()));
         let dmask = Shared::new(&mut dmask);
         parallel::items(cu_seqlens.len() - 1, |b| {
             // SAFETY: one piece of work for each sequence.

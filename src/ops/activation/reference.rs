@@ -9,9 +9,7 @@ const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
 pub fn value(kind: Activation, x: f64) -> f64 {
     match kind {
         Activation::GeluErf => 0.5 * x * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2),
-        Activation::GeluTanh => {
-            0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)).tanh())
-        }
+        Activation::GeluTanh => 0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)).tanh()),
         Activation::Relu => x.max(0.0),
         Activation::Tanh => x.tanh(),
     }
@@ -72,23 +70,16 @@ pub fn backward(
 ) {
     for t in 0..dy.rows() {
         for j in 0..dy.cols() {
-            let gradient =
-                dy.at(t, j) * mask.map_or(1.0, |m| m[j]) * derivative(kind, pre.at(t, j));
+            let gradient = dy.at(t, j) * mask.map_or(1.0, |m| m[j]) * derivative(kind, pre.at(t, j));
             let into = &mut dx.row_mut(t)[j];
-            *into = if accumulate {
-                *into + gradient
-            } else {
-                gradient
-            };
+            *into = if accumulate { *into + gradient } else { gradient };
         }
     }
     if let Some((cu_seqlens, mut dmask)) = dmask_per_sequence {
         for b in 0..cu_seqlens.len() - 1 {
             for j in 0..dy.cols() {
                 let tokens = cu_seqlens[b] as usize..cu_seqlens[b + 1] as usize;
-                dmask.row_mut(b)[j] = tokens
-                    .map(|t| dy.at(t, j) * value(kind, pre.at(t, j)))
-                    .sum();
+                dmask.row_mut(b)[j] = tokens.map(|t| dy.at(t, j) * value(kind, pre.at(t, j))).sum();
             }
         }
     }

@@ -38,14 +38,7 @@ pub fn scale_row(applied: &AppliedDropout, row: usize, first_column: usize, valu
         Ok(0) => {}
         Ok(threshold) => {
             let counter = [row as u32, applied.dropout.site, applied.key.draw];
-            scale_row_from(
-                counter,
-                applied.key.key(),
-                threshold,
-                applied.scale(),
-                first_column,
-                values,
-            );
+            scale_row_from(counter, applied.key.key(), threshold, applied.scale(), first_column, values);
         }
         Err(_) => values.fill(0.0),
     }

@@ -50,12 +50,7 @@ impl AppliedDropout {
 
     /// Whether the element is kept.
     pub fn keeps(&self, row: usize, column: usize) -> bool {
-        let counter = [
-            (column / 4) as u32,
-            row as u32,
-            self.dropout.site,
-            self.key.draw,
-        ];
+        let counter = [(column / 4) as u32, row as u32, self.dropout.site, self.key.draw];
         u64::from(philox(counter, self.key.key())[column % 4]) >= self.threshold()
     }
 
@@ -85,12 +80,7 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let p = u64::from(c0) * 0xD251_1F53;
         let q = u64::from(c2) * 0xCD9E_8D57;
-        (c0, c1, c2, c3) = (
-            (q >> 32) as u32 ^ c1 ^ k0,
-            q as u32,
-            (p >> 32) as u32 ^ c3 ^ k1,
-            p as u32,
-        );
+        (c0, c1, c2, c3) = ((q >> 32) as u32 ^ c1 ^ k0, q as u32, (p >> 32) as u32 ^ c3 ^ k1, p as u32);
         k0 = k0.wrapping_add(0x9E37_79B9);
         k1 = k1.wrapping_add(0xBB67_AE85);
     }
@@ -105,16 +95,8 @@ mod tests {
     #[test]
     fn philox_gives_the_published_known_answers() {
         let cases = [
-            (
-                [0; 4],
-                [0; 2],
-                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
-            ),
-            (
-                [u32::MAX; 4],
-                [u32::MAX; 2],
-                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
-            ),
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
                 [0xa409_3822, 0x299f_31d0],

@@ -10,11 +10,7 @@ pub fn scale_row(applied: &AppliedDropout, row: usize, first_column: usize, valu
     }
     for (i, value) in values.iter_mut().enumerate() {
         let keep = applied.keeps(row, first_column + i);
-        *value = if keep {
-            *value * f64::from(applied.scale())
-        } else {
-            0.0
-        };
+        *value = if keep { *value * f64::from(applied.scale()) } else { 0.0 };
     }
 }
 
