@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod dropout;
+pub mod gemm;
 
 mod elementary;
 mod parallel;

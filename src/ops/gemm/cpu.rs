@@ -1,0 +1,155 @@
+//! Fast f32 products: packed register tiles, chosen for the processor at run time, over all threads of the current rayon pool.
+//!
+//! Why our own kernels: measured against MKL on the shapes of BERT the `gemm` crate reaches 0.80–0.88 of it, and
+//! knows neither epilogues nor masks. `benches/results` has the comparison.
+
+mod block;
+mod column_sums;
+mod compiled;
+mod finish;
+mod kernel;
+mod pack;
+mod registers;
+
+pub use column_sums::column_sums;
+
+use super::{Epilogue, Shape};
+use crate::ops::simd::{Level, level};
+use crate::ops::{View, ViewMut, parallel};
+use block::{Compiled, Job, Method, Task};
+use finish::Finish;
+use pack::{Operand, Positions};
+use registers::{Portable, Registers};
+
+/// Products with at most this many rows or columns go by dot products where both operands are contiguous over k.
+const THIN: usize = 8;
+
+/// `C = epilogue(op(A)·op(B))`; see the formula and promises in [the family's module](super).
+pub fn gemm(
+    a: View<f32>,
+    transpose_a: bool,
+    b: View<f32>,
+    transpose_b: bool,
+    c: &mut ViewMut<f32>,
+    epilogue: Epilogue<f32>,
+) {
+    gemm_with(level(), a, transpose_a, b, transpose_b, c, epilogue);
+}
+
+/// [`gemm`] at a given level, so that tests reach every path. Panics if the processor does not have it.
+pub fn gemm_with(
+    with: Level,
+    a: View<f32>,
+    transpose_a: bool,
+    b: View<f32>,
+    transpose_b: bool,
+    c: &mut ViewMut<f32>,
+    epilogue: Epilogue<f32>,
+) {
+    assert!(with <= level(), "this process does not have {with:?}");
+    let shape = Shape::check(&a, transpose_a, &b, transpose_b, c, &epilogue);
+    if shape.m == 0 || shape.n == 0 {
+        return;
+    }
+    let a = Operand { data: a.data().as_ptr(), ld: a.ld(), depth_contiguous: !transpose_a };
+    let b = Operand { data: b.data().as_ptr(), ld: b.ld(), depth_contiguous: transpose_b };
+    match with {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => product::<registers::Avx512>(shape, a, b, c, epilogue),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => product::<registers::Avx2>(shape, a, b, c, epilogue),
+        _ => product::<Portable>(shape, a, b, c, epilogue),
+    }
+}
+
+/// Indices where a mask is not 0; `None` if that is everywhere, so that an all-ones mask takes the same path as none.
+fn live(mask: Option<&[f32]>) -> Option<Vec<u32>> {
+    let mask = mask?;
+    assert!(u32::try_from(mask.len()).is_ok(), "masks index with 32 bits");
+    mask.contains(&0.0).then(|| (0..mask.len() as u32).filter(|&i| mask[i as usize] != 0.0).collect())
+}
+
+fn product<S: Compiled>(shape: Shape, a: Operand, b: Operand, c: &mut ViewMut<f32>, epilogue: Epilogue<f32>) {
+    let Shape { m, n, k } = shape;
+    let (live_columns, live_depth) = (live(epilogue.neuron_mask), live(epilogue.inner_mask));
+    let depth = live_depth.as_ref().map_or(k, Vec::len);
+    let columns = live_columns.as_ref().map_or(n, Vec::len);
+    let method = if a.depth_contiguous && b.depth_contiguous && m.min(n) <= THIN && live_depth.is_none() {
+        Method::Dots
+    } else if !b.depth_contiguous && m <= 2 * S::TILE_ROWS && live_columns.is_none() && live_depth.is_none() {
+        Method::Direct
+    } else {
+        Method::Packed
+    };
+    let job = Job {
+        method,
+        a,
+        b,
+        c: c.as_mut_ptr(),
+        ldc: c.ld(),
+        n,
+        depth: Positions { live: live_depth.as_deref(), range: 0..depth },
+        live: live_columns.as_deref(),
+        accumulate: epilogue.accumulate,
+        finish: Finish::new(epilogue),
+    };
+    let (row_parts, column_parts) = parts::<S>(m, columns, depth, rayon::current_num_threads());
+    let (row_step, column_step) = steps::<S>(m, columns, row_parts, column_parts);
+    let tasks = |index: usize| {
+        let (row, column) = (index % row_parts * row_step, index / row_parts * column_step);
+        Task {
+            rows: row.min(m)..(row + row_step).min(m),
+            columns: column.min(columns)..(column + column_step).min(columns),
+        }
+    };
+    // Tasks of rounding leftovers can be empty; the first column of tasks never is, even if no column is live.
+    let work = |index: usize| {
+        let task = tasks(index);
+        if !task.rows.is_empty() && (!task.columns.is_empty() || index < row_parts) {
+            // SAFETY: the level is present; the operands' views are alive; the tasks' rectangles are disjoint.
+            unsafe { S::run(&job, &task) }
+        }
+    };
+    parallel::items(row_parts * column_parts, work);
+}
+
+/// Rows and columns of a task, in whole tiles.
+fn steps<S: Registers>(m: usize, columns: usize, row_parts: usize, column_parts: usize) -> (usize, usize) {
+    (
+        m.div_ceil(row_parts).next_multiple_of(S::TILE_ROWS),
+        columns.div_ceil(column_parts).next_multiple_of(S::TILE_COLUMNS).max(1),
+    )
+}
+
+/// In how many parts rows and columns are cut: the cheapest grid of at most four tasks a thread, by a model that counts whole
+/// tiles, packing, and rounds of tasks. More tasks at nearly the same price are preferred, since another process
+/// may hold up one of the threads.
+fn parts<S: Registers>(m: usize, columns: usize, depth: usize, threads: usize) -> (usize, usize) {
+    /// Cycles to start a task on another thread.
+    const START: f64 = 20_000.0;
+    /// Cycles to pack an element.
+    const PACK: f64 = 0.4;
+    let cost = |row_parts: usize, column_parts: usize| {
+        let (rows, width) = steps::<S>(m, columns, row_parts, column_parts);
+        let rounds = (row_parts * column_parts).div_ceil(threads) as f64;
+        let tiles = (rows * width) as f64 / (2 * S::LANES) as f64;
+        let packing = PACK * (width + rows) as f64;
+        rounds * (tiles + packing) * depth.max(8) as f64
+            + if row_parts * column_parts > 1 { START } else { 0.0 }
+    };
+    let mut best = (1, 1);
+    if threads == 1 {
+        return best;
+    }
+    let mut least = cost(1, 1);
+    for row_parts in 1..=4 * threads {
+        for column_parts in 1..=4 * threads / row_parts {
+            let cost = cost(row_parts, column_parts);
+            let allowance = if row_parts * column_parts > best.0 * best.1 { 1.01 } else { 1.0 };
+            if cost < least * allowance {
+                (best, least) = ((row_parts, column_parts), cost.min(least));
+            }
+        }
+    }
+    best
+}

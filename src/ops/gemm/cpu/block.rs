@@ -1,0 +1,263 @@
+//! One task: a rectangle of C, computed block by block so that the panels stay in cache.
+//!
+//! B blocks of `DEPTH × WIDTH` are packed for the L2 cache; for each, panels of `TILE_ROWS` rows of A are packed for the L1
+//! cache and multiplied with every panel of the block. So a whole strip of `TILE_ROWS × WIDTH` finished elements
+//! is at hand for the epilogue. C itself holds the sums between blocks of depth.
+
+use super::finish::Finish;
+use super::kernel::{DOT_COLUMNS, Dots, Tile};
+use super::pack::{Operand, Positions, pack};
+use super::registers::Registers;
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Largest depth of a block: a panel of A, 16 × 384 × 4 B = 24 KiB, fills half of a 48 KiB L1 cache.
+const DEPTH: usize = 384;
+/// Largest width of a block in columns: 384 × 768 × 4 B = 1.1 MiB of B, about half of a 2 MiB L2 cache.
+const WIDTH: usize = 768;
+
+/// Kernels of one level, compiled with its target features.
+pub(super) trait Compiled: Registers {
+    /// Most rows of one call of [`Compiled::dots`].
+    const DOT_ROWS: usize;
+    /// [`super::kernel::tile`] for 1 ≤ rows ≤ `TILE_ROWS` and 1 or 2 vectors.
+    ///
+    /// # Safety
+    /// As for that function.
+    unsafe fn tile(rows: usize, vectors: usize, tile: &Tile);
+    /// [`super::kernel::dots`] for 1 ≤ rows ≤ `DOT_ROWS`.
+    ///
+    /// # Safety
+    /// As for that function.
+    unsafe fn dots(rows: usize, dots: &Dots);
+    /// [`run`].
+    ///
+    /// # Safety
+    /// As for that function.
+    unsafe fn run(job: &Job, task: &Task);
+}
+
+/// How a product is computed; depends on nothing but its shape, layout and masks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    /// Pack panels of A and of B.
+    Packed,
+    /// Pack panels of A, read B in place: few rows, rows of op(B) contiguous.
+    Direct,
+    /// Dot products of rows of A and columns of B in place: few rows or columns, both contiguous over k.
+    Dots,
+}
+
+/// A product, as all its tasks see it.
+pub(super) struct Job<'a> {
+    pub method: Method,
+    pub a: Operand,
+    pub b: Operand,
+    /// First element of C.
+    pub c: *mut f32,
+    /// Leading dimension of C.
+    pub ldc: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Live k.
+    pub depth: Positions<'a>,
+    /// Live columns in rising order, `None`: all.
+    pub live: Option<&'a [u32]>,
+    /// Start from what C holds.
+    pub accumulate: bool,
+    pub finish: Finish<'a>,
+}
+
+// SAFETY: the pointers lead to operands that nobody writes during the product, and to C and the preactivation, of which
+// tasks touch disjoint rectangles.
+unsafe impl Sync for Job<'_> {}
+
+/// A rectangle of C.
+#[derive(Clone, Debug)]
+pub(super) struct Task {
+    pub rows: Range<usize>,
+    /// Positions among the live columns.
+    pub columns: Range<usize>,
+}
+
+impl<'a> Job<'a> {
+    /// The columns of C that belong to a range of live ones; dead columns go with the live one before them.
+    fn span(&self, positions: &Range<usize>) -> (Range<usize>, Option<&'a [u32]>) {
+        let Some(live) = self.live else { return (positions.clone(), None) };
+        let start = if positions.start == 0 { 0 } else { live[positions.start] as usize };
+        let end = live.get(positions.end).map_or(self.n, |&column| column as usize);
+        (start..end, Some(&live[positions.clone()]))
+    }
+}
+
+/// A cache line; makes the buffers aligned.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "only its address is used")] [f32; 16]);
+
+thread_local! {
+    /// Packed panels; grown to the largest block seen, so a training step allocates only the first time.
+    static PANELS: Cell<(Vec<Line>, Vec<Line>)> = const { Cell::new((Vec::new(), Vec::new())) };
+}
+
+fn grow(buffer: &mut Vec<Line>, elements: usize) -> *mut f32 {
+    let lines = elements.div_ceil(16);
+    if buffer.len() < lines {
+        buffer.resize(lines, Line([0.0; 16]));
+    }
+    buffer.as_mut_ptr().cast()
+}
+
+/// Computes one task.
+///
+/// # Safety
+/// S is present; the job's pointers hold its operands; nobody else touches the task's rectangle of C and preactivation.
+#[inline(always)]
+pub(super) unsafe fn run<S: Compiled>(job: &Job, task: &Task) {
+    let mut first = task.columns.start;
+    loop {
+        let width = if job.method == Method::Dots { task.columns.len() } else { WIDTH };
+        let positions = first..(first + width).min(task.columns.end);
+        first = positions.end;
+        let (columns, live) = job.span(&positions);
+        if let (Some(live), true) = (live, job.accumulate) {
+            for i in task.rows.clone() {
+                // SAFETY: row i of the task's rectangle.
+                let row = unsafe {
+                    std::slice::from_raw_parts_mut(job.c.add(i * job.ldc + columns.start), columns.len())
+                };
+                for (place, &column) in live.iter().enumerate() {
+                    row[place] = row[column as usize - columns.start];
+                }
+            }
+        }
+        // SAFETY: the caller's promises.
+        unsafe {
+            match job.method {
+                Method::Dots => dot_products::<S>(job, &task.rows, &positions, &columns),
+                Method::Packed | Method::Direct => tiles::<S>(job, &task.rows, &positions, &columns),
+            }
+        }
+        if first == task.columns.end {
+            break;
+        }
+    }
+}
+
+/// One block column: all of depth, all rows of the task.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+unsafe fn tiles<S: Compiled>(
+    job: &Job,
+    rows: &Range<usize>,
+    positions: &Range<usize>,
+    columns: &Range<usize>,
+) {
+    let live = job.live.map(|live| &live[positions.clone()]);
+    let depth = job.depth.range.len();
+    let blocks = depth.div_ceil(DEPTH).max(1);
+    let step = depth.div_ceil(blocks).next_multiple_of(16).max(1);
+    let mut panels = PANELS.take();
+    let a_panel = grow(&mut panels.0, S::A_STRIDE * step);
+    let b_block = grow(&mut panels.1, positions.len().next_multiple_of(S::TILE_COLUMNS) * step);
+    let mut p = 0;
+    loop {
+        let range = p..(p + step).min(depth);
+        let last = range.end == depth;
+        let slice = || Positions { live: job.depth.live, range: range.clone() };
+        // Panel j of B, with the distance between its rows.
+        let in_place = |j: usize| job.method == Method::Direct && j + S::TILE_COLUMNS <= positions.len();
+        let panel = |j: usize| {
+            if in_place(j) {
+                // SAFETY: element (p, j) of op(B), whose rows are contiguous.
+                (unsafe { job.b.data.add(p * job.b.ld + positions.start + j) }.cast_mut(), job.b.ld)
+            } else {
+                // SAFETY: j is below the block's width.
+                (unsafe { b_block.add(j * range.len()) }, S::TILE_COLUMNS)
+            }
+        };
+        for j in (0..positions.len()).step_by(S::TILE_COLUMNS).filter(|&j| !in_place(j)) {
+            let end = (j + S::TILE_COLUMNS).min(positions.len());
+            let lanes = Positions { live: job.live, range: positions.start + j..positions.start + end };
+            // SAFETY: the lanes and depths are positions of B; the buffer has room for whole panels.
+            unsafe { pack::<S>(job.b, lanes, slice(), panel(j).0, S::TILE_COLUMNS) };
+        }
+        for i in rows.clone().step_by(S::TILE_ROWS) {
+            let count = S::TILE_ROWS.min(rows.end - i);
+            let lanes = Positions { live: None, range: i..i + count };
+            // SAFETY: the caller's promises; tiles lie inside the task's rectangle, panels are packed for this depth.
+            unsafe {
+                pack::<S>(job.a, lanes, slice(), a_panel, S::A_STRIDE);
+                for j in (0..positions.len()).step_by(S::TILE_COLUMNS) {
+                    let width = S::TILE_COLUMNS.min(positions.len() - j);
+                    let (b, b_stride) = panel(j);
+                    let tile = Tile {
+                        depth: range.len(),
+                        a: a_panel,
+                        b,
+                        b_stride,
+                        c: job.c.add(i * job.ldc + columns.start + j),
+                        ldc: job.ldc,
+                        columns: width,
+                        resume: p > 0 || job.accumulate,
+                    };
+                    S::tile(count, width.div_ceil(S::LANES), &tile);
+                }
+                if last {
+                    job.finish.apply(job.c, job.ldc, i..i + count, columns.clone(), live);
+                }
+            }
+        }
+        p = range.end;
+        if last {
+            break;
+        }
+    }
+    PANELS.set(panels);
+}
+
+/// Thin products: one operand is so small that it stays in cache while the other streams past.
+///
+/// # Safety
+/// As for [`run`]; both operands are contiguous over k and k is not masked.
+#[inline(always)]
+unsafe fn dot_products<S: Compiled>(
+    job: &Job,
+    rows: &Range<usize>,
+    positions: &Range<usize>,
+    columns: &Range<usize>,
+) {
+    let live = job.live.map(|live| &live[positions.clone()]);
+    let lanes = Positions { live: job.live, range: positions.clone() };
+    let group = |i: usize, j: usize| {
+        let count = DOT_COLUMNS.min(positions.len() - j);
+        let column = |offset: usize| lanes.at((j + offset).min(positions.len() - 1));
+        // SAFETY: rows i.. of A and columns of B, as the caller promises; columns behind the last repeat it.
+        unsafe {
+            let dots = Dots {
+                depth: job.depth.range.len(),
+                a: job.a.data.add(i * job.a.ld),
+                lda: job.a.ld,
+                b: std::array::from_fn(|offset| job.b.data.add(column(offset) * job.b.ld)),
+                c: job.c.add(i * job.ldc + columns.start + j),
+                ldc: job.ldc,
+                columns: count,
+                accumulate: job.accumulate,
+            };
+            S::dots(S::DOT_ROWS.min(rows.end - i), &dots);
+        }
+    };
+    if rows.len() <= positions.len() {
+        for j in (0..positions.len()).step_by(DOT_COLUMNS) {
+            rows.clone().step_by(S::DOT_ROWS).for_each(|i| group(i, j));
+        }
+    } else {
+        for i in rows.clone().step_by(S::DOT_ROWS) {
+            (0..positions.len()).step_by(DOT_COLUMNS).for_each(|j| group(i, j));
+        }
+    }
+    // SAFETY: the caller's promises.
+    unsafe { job.finish.apply(job.c, job.ldc, rows.clone(), columns.clone(), live) }
+}
