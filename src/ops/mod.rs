@@ -5,7 +5,13 @@
 
 pub mod activation;
 pub mod dropout;
+pub mod embed;
+pub mod gather;
 pub mod gemm;
+pub mod loss;
+pub mod norm;
+pub mod optimizer;
+pub mod reduce;
 
 mod elementary;
 mod parallel;

@@ -80,7 +80,7 @@ impl<'a, T> Shared<'a, T> {
     /// Shares `view` for as long as it stays borrowed.
     pub(crate) fn new(view: &'a mut ViewMut<'_, T>) -> Shared<'a, T> {
         let (rows, cols, ld) = (view.rows(), view.cols(), view.ld());
-        Shared { data: view.data_mut().as_mut_ptr(), rows, cols, ld, borrow: PhantomData }
+        Shared { data: view.as_mut_ptr(), rows, cols, ld, borrow: PhantomData }
     }
 
     /// Shares a slice as a matrix of one column.

@@ -94,6 +94,71 @@ impl Isa for Portable {
     }
 }
 
+/// Partial results of [`fold`]: two AVX-512 registers, four of AVX2, so that additions overlap.
+const PARTIALS: usize = 2 * LANES;
+
+/// Folds `step` over two rows of equal length with 32 partial results, then combines those as a tree.
+///
+/// Element `i` goes to partial result `i mod 32`, so an n-element sum has ⌈n/32⌉ + 4 roundings on any path.
+#[inline(always)]
+pub(crate) fn fold2(
+    a: &[f32],
+    b: &[f32],
+    start: f32,
+    step: impl Fn(f32, f32, f32) -> f32,
+    combine: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    let mut partial = [start; PARTIALS];
+    let (whole_a, tail_a) = a.as_chunks::<PARTIALS>();
+    let (whole_b, tail_b) = b.as_chunks::<PARTIALS>();
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        for l in 0..PARTIALS {
+            partial[l] = step(partial[l], a[l], b[l]);
+        }
+    }
+    for ((p, &a), &b) in partial.iter_mut().zip(tail_a).zip(tail_b) {
+        *p = step(*p, a, b);
+    }
+    let mut width = PARTIALS / 2;
+    while width > 0 {
+        for l in 0..width {
+            partial[l] = combine(partial[l], partial[l + width]);
+        }
+        width /= 2;
+    }
+    partial[0]
+}
+
+/// [`fold2`] over one row.
+#[inline(always)]
+pub(crate) fn fold(
+    a: &[f32],
+    start: f32,
+    step: impl Fn(f32, f32) -> f32,
+    combine: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    fold2(a, a, start, |p, x, _| step(p, x), combine)
+}
+
+/// Σ f(x).
+#[inline(always)]
+pub(crate) fn sum_of(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    fold(a, 0.0, |p, x| p + f(x), |p, q| p + q)
+}
+
+/// Σ a·b.
+#[inline(always)]
+pub(crate) fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
+    fold2(a, b, 0.0, |p, x, y| I::mul_add(x, y, p), |p, q| p + q)
+}
+
+/// The largest element, −∞ of none; NaN elements are passed over.
+#[inline(always)]
+pub(crate) fn maximum(a: &[f32]) -> f32 {
+    let larger = |p: f32, x: f32| if x > p { x } else { p };
+    fold(a, f32::NEG_INFINITY, larger, larger)
+}
+
 /// Defines a function whose body is compiled once for each [`Level`] and chosen at run time.
 ///
 /// ```ignore

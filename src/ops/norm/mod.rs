@@ -1,0 +1,17 @@
+//! Layer normalisation (Ba, Kiros and Hinton 2016) over the columns of each token.
+//!
+//! With μ and σ² the mean and the biased variance of a row of n columns, rstd = 1/√(σ² + ε) and
+//! x̂ = (x − μ)·rstd: `y = γ·x̂ + β`. Backward, with g = γ·dy:
+//!
+//! ```text
+//! dx = rstd·(g − mean(g) − x̂·mean(g·x̂))        dγ += Σ_t dy·x̂        dβ += Σ_t dy
+//! ```
+//!
+//! The variance is the mean of squared deviations from the computed mean, never E[x²] − μ², so a row with a
+//! large common offset keeps its digits. Forward error: |Δx̂| ≤ c·u·(1 + max|x|·rstd·…), the second term
+//! being the rounding of the mean that the deviation inherits; the property tests state it in full. Cost:
+//! one read and one write of x, the row staying in cache between its three passes; the backward reads dy
+//! and x once. dγ and dβ are summed over fixed chunks of rows, and the chunks in order.
+
+pub mod cpu;
+pub mod reference;
