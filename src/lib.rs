@@ -15,6 +15,7 @@ pub mod exec;
 pub mod model;
 pub mod ops;
 pub mod program;
+pub mod progress;
 pub mod prune;
 pub mod report;
 pub mod train;
