@@ -27,12 +27,16 @@ pub fn shared(relative: &str) -> Option<PathBuf> {
         return Some(path);
     }
     let test = std::thread::current().name().unwrap_or("a test").to_string();
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{test}: CI=true, but ../shared/{relative} is absent");
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "{test}: CI=true, but ../shared/{relative} is absent"
+    );
     let line = format!("{}::{test} needs {relative}", env!("CARGO_CRATE_NAME"));
     println!("not run: {line}");
     // Output of passing tests is captured; `tools/test` collects the list through this file.
     if let Some(list) = std::env::var_os("SECATEUR_NOT_RUN") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(list).expect("SECATEUR_NOT_RUN");
+        let mut file =
+            std::fs::OpenOptions::new().append(true).create(true).open(list).expect("SECATEUR_NOT_RUN");
         writeln!(file, "{line}").expect("SECATEUR_NOT_RUN");
     }
     None

@@ -1,0 +1,6 @@
+//! Comparison with what the reference implementations computed.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod metrics;
