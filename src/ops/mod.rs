@@ -4,6 +4,7 @@
 //! The functions work on [`View`]s and know nothing of programs or models; `exec` binds slots to them.
 
 pub mod activation;
+pub mod attention;
 pub mod dropout;
 pub mod embed;
 pub mod gather;

@@ -11,8 +11,10 @@
 
 use std::sync::OnceLock;
 
+use super::gemm::cpu::registers::{self, Registers};
+
 /// Partial sums of every vectorised reduction, and the padding unit of packed buffers.
-pub(crate) const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// What the loops were compiled for, worst first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -58,29 +60,40 @@ fn detect() -> Level {
 }
 
 /// An instruction set, as the body of a `simd_fn!` sees it.
-pub(crate) trait Isa: Copy {
+pub(super) trait Isa: Copy {
+    /// Its explicit vectors, for the loops that must be sure of their registers.
+    type Registers: Registers;
+
     /// `a · b + c`, rounded once where the processor does so in one instruction, else twice.
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
 }
 
 /// See [`Level::Avx512`].
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub(super) struct Avx512;
 /// See [`Level::Avx2`].
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub(super) struct Avx2;
 /// See [`Level::Portable`].
 #[derive(Clone, Copy)]
-pub(crate) struct Portable;
+pub(super) struct Portable;
 
+#[cfg(target_arch = "x86_64")]
 impl Isa for Avx512 {
+    type Registers = registers::Avx512;
+
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Isa for Avx2 {
+    type Registers = registers::Avx2;
+
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
@@ -88,6 +101,8 @@ impl Isa for Avx2 {
 }
 
 impl Isa for Portable {
+    type Registers = registers::Portable;
+
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
@@ -101,7 +116,7 @@ const PARTIALS: usize = 2 * LANES;
 ///
 /// Element `i` goes to partial result `i mod 32`, so an n-element sum has ⌈n/32⌉ + 4 roundings on any path.
 #[inline(always)]
-pub(crate) fn fold2(
+pub(super) fn fold2(
     a: &[f32],
     b: &[f32],
     start: f32,
@@ -131,7 +146,7 @@ pub(crate) fn fold2(
 
 /// [`fold2`] over one row.
 #[inline(always)]
-pub(crate) fn fold(
+pub(super) fn fold(
     a: &[f32],
     start: f32,
     step: impl Fn(f32, f32) -> f32,
@@ -142,19 +157,19 @@ pub(crate) fn fold(
 
 /// Σ f(x).
 #[inline(always)]
-pub(crate) fn sum_of(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn sum_of(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     fold(a, 0.0, |p, x| p + f(x), |p, q| p + q)
 }
 
 /// Σ a·b.
 #[inline(always)]
-pub(crate) fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
     fold2(a, b, 0.0, |p, x, y| I::mul_add(x, y, p), |p, q| p + q)
 }
 
 /// The largest element, −∞ of none; NaN elements are passed over.
 #[inline(always)]
-pub(crate) fn maximum(a: &[f32]) -> f32 {
+pub(super) fn maximum(a: &[f32]) -> f32 {
     let larger = |p: f32, x: f32| if x > p { x } else { p };
     fold(a, f32::NEG_INFINITY, larger, larger)
 }
@@ -197,4 +212,4 @@ macro_rules! simd_fn {
         }
     };
 }
-pub(crate) use simd_fn;
+pub(super) use simd_fn;

@@ -9,7 +9,7 @@ mod compiled;
 mod finish;
 mod kernel;
 mod pack;
-mod registers;
+pub(in crate::ops) mod registers;
 
 pub use column_sums::column_sums;
 

@@ -8,7 +8,7 @@
 ///
 /// # Safety
 /// Every method needs the level to be present, and pointers that are valid for the lanes it names.
-pub(super) trait Registers: 'static {
+pub(in crate::ops) trait Registers: 'static {
     /// One register.
     type Vector: Copy;
     /// f32 in a register.
@@ -38,7 +38,7 @@ pub(super) trait Registers: 'static {
 }
 
 /// See [`Level::Portable`](crate::ops::simd::Level::Portable): whatever the compiler makes of four lanes, tiles of 6 × 8.
-pub(super) struct Portable;
+pub(in crate::ops) struct Portable;
 
 impl Registers for Portable {
     type Vector = [f32; 4];
@@ -101,7 +101,7 @@ impl Registers for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
+pub(in crate::ops) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -109,7 +109,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     /// See [`Level::Avx512`](crate::ops::simd::Level::Avx512): 32 registers, tiles of 14 × 32.
-    pub(in super::super) struct Avx512;
+    pub(in crate::ops) struct Avx512;
 
     impl Registers for Avx512 {
         type Vector = __m512;
@@ -192,7 +192,7 @@ mod x86 {
     }
 
     /// See [`Level::Avx2`](crate::ops::simd::Level::Avx2): 16 registers, tiles of 6 × 16.
-    pub(in super::super) struct Avx2;
+    pub(in crate::ops) struct Avx2;
 
     impl Avx2 {
         /// All bits set in the first `count` lanes.
