@@ -10,9 +10,11 @@ pub mod embed;
 pub mod gather;
 pub mod gemm;
 pub mod loss;
+pub mod mapping;
 pub mod norm;
 pub mod optimizer;
 pub mod reduce;
+pub mod similarity;
 
 mod elementary;
 mod parallel;

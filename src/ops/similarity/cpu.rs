@@ -1,0 +1,203 @@
+//! f32 versions: one symmetric matrix product for the cosine, a register-tiled (max, |a − b|) product for the
+//! profile distance. Results do not depend on the number of threads: every output element is computed by one
+//! thread in one order.
+
+use rayon::prelude::*;
+
+use super::NORM_FLOOR;
+use crate::ops::simd::simd_fn;
+use crate::ops::{View, ViewMut};
+
+/// Columns of the cosine matrix computed by one matrix product: the part below the diagonal of a block is wasted work.
+const COSINE_BLOCK: usize = 256;
+
+/// C [units, units] of the columns of `x` [samples, units]; see the family's contract.
+pub fn absolute_cosine(x: View<f32>, out: &mut ViewMut<f32>) {
+    let units = x.cols();
+    assert_eq!((out.rows(), out.cols()), (units, units));
+    let norms = column_norms(x);
+    let normalised = normalise(x, &norms);
+    let ld = out.ld();
+    for start in (0..units).step_by(COSINE_BLOCK) {
+        let rows = COSINE_BLOCK.min(units - start);
+        let data = &mut out.data_mut()[start * ld + start..];
+        gram(
+            View::dense(&normalised, x.rows(), units),
+            start,
+            rows,
+            ViewMut::new(data, rows, units - start, ld),
+        );
+    }
+    for i in 0..units {
+        for value in &mut out.row_mut(i)[i..] {
+            let magnitude = value.abs();
+            *value = if magnitude > 1.0 { 1.0 } else { magnitude };
+        }
+        out.row_mut(i)[i] = (norms[i] / norms[i].max(NORM_FLOOR)).powi(2) as f32;
+    }
+    mirror_upper(out);
+}
+
+/// `out` [rows, units − start] = Σ_s x̂_s,start+i x̂_s,start+j.
+fn gram(normalised: View<f32>, start: usize, rows: usize, mut out: ViewMut<f32>) {
+    let (samples, ld, columns, out_ld) = (normalised.rows(), normalised.ld(), out.cols(), out.ld());
+    if samples == 0 {
+        (0..rows).for_each(|r| out.row_mut(r).fill(0.0));
+        return;
+    }
+    let right = normalised.cols_at(start, columns).data().as_ptr();
+    let target = out.data_mut().as_mut_ptr();
+    // SAFETY: `normalised` holds `samples` rows of stride `ld` and at least `start + columns ≥ start + rows` columns,
+    // so both operands (the left one read transposed) are in bounds; `out` holds `rows` rows of `columns` elements
+    // with stride `out_ld` and is borrowed mutably, so nothing aliases it.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            samples,
+            target,
+            1,
+            out_ld as isize,
+            false,
+            right,
+            ld as isize,
+            1,
+            right,
+            1,
+            ld as isize,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::Rayon(0),
+        );
+    }
+}
+
+/// |x_j| of every column, accumulated in f64 so that neither 1e30 overflows nor 1e-30 vanishes.
+fn column_norms(x: View<f32>) -> Vec<f64> {
+    let mut squares = vec![0.0f64; x.cols()];
+    for s in 0..x.rows() {
+        for (sum, &value) in squares.iter_mut().zip(x.row(s)) {
+            *sum += f64::from(value) * f64::from(value);
+        }
+    }
+    squares.into_iter().map(f64::sqrt).collect()
+}
+
+fn normalise(x: View<f32>, norms: &[f64]) -> Vec<f32> {
+    let inverse: Vec<f64> = norms.iter().map(|norm| 1.0 / norm.max(NORM_FLOOR)).collect();
+    let mut normalised = Vec::with_capacity(x.rows() * x.cols());
+    for s in 0..x.rows() {
+        normalised.extend(x.row(s).iter().zip(&inverse).map(|(&v, scale)| (f64::from(v) * scale) as f32));
+    }
+    normalised
+}
+
+/// Copies the upper triangle below the diagonal, tile by tile because a plain transpose misses the cache.
+fn mirror_upper(out: &mut ViewMut<f32>) {
+    const TILE: usize = 64;
+    let (units, ld) = (out.rows(), out.ld());
+    let data = out.data_mut();
+    for row_tile in (0..units).step_by(TILE) {
+        for column_tile in (0..=row_tile).step_by(TILE) {
+            for i in row_tile..(row_tile + TILE).min(units) {
+                for j in column_tile..(column_tile + TILE).min(i) {
+                    data[i * ld + j] = data[j * ld + i];
+                }
+            }
+        }
+    }
+}
+
+/// Rows of one packed panel and edge of one output tile: 16 f32 fill an AVX-512 register.
+const PANEL: usize = 16;
+
+/// P [units, units], P_ij = max_k |D_ik − D_jk| over the rows of `distance` [units, width]; see the family's contract.
+///
+/// The rows are packed in panels of 16, column by column, so that the inner loop reads two contiguous streams and
+/// keeps its tile of maxima in registers; panel pairs on and above the diagonal run in parallel.
+pub fn profile_distance(distance: View<f32>, out: &mut ViewMut<f32>) {
+    let (units, width) = (distance.rows(), distance.cols());
+    assert_eq!((out.rows(), out.cols()), (units, units));
+    let finite: Vec<bool> = (0..units).map(|i| distance.row(i).iter().all(|v| v.is_finite())).collect();
+    let packed = pack(distance);
+    let panels = units.div_ceil(PANEL);
+    let ld = out.ld();
+    out.data_mut().par_chunks_mut(PANEL * ld).take(panels).enumerate().for_each(|(row_panel, rows)| {
+        let left = &packed[row_panel * width * PANEL..][..width * PANEL];
+        for column_panel in row_panel..panels {
+            let right = &packed[column_panel * width * PANEL..][..width * PANEL];
+            let tile = tile(left, right);
+            let columns = PANEL.min(units - column_panel * PANEL);
+            for (i, maxima) in tile.iter().enumerate().take(units - row_panel * PANEL) {
+                rows[i * ld + column_panel * PANEL..][..columns].copy_from_slice(&maxima[..columns]);
+            }
+        }
+    });
+    for i in (0..units).filter(|&i| !finite[i]) {
+        out.row_mut(i).fill(f32::NAN);
+        (0..i).for_each(|j| out.row_mut(j)[i] = f32::NAN);
+    }
+    mirror_upper(out);
+}
+
+/// Panel p holds rows 16p..16p+16 as [width, 16]; rows beyond the last are zero and their results unused.
+fn pack(distance: View<f32>) -> Vec<f32> {
+    let (units, width) = (distance.rows(), distance.cols());
+    let mut packed = vec![0.0; units.div_ceil(PANEL) * PANEL * width];
+    if width == 0 {
+        return packed;
+    }
+    packed.par_chunks_mut(PANEL * width).enumerate().for_each(|(panel, block)| {
+        for lane in 0..PANEL.min(units - panel * PANEL) {
+            for (k, &value) in distance.row(panel * PANEL + lane).iter().enumerate() {
+                block[k * PANEL + lane] = value;
+            }
+        }
+    });
+    packed
+}
+
+type Tile = [[f32; PANEL]; PANEL];
+
+/// Rows of a tile whose maxima are kept in registers at a time.
+const ROWS: usize = 4;
+
+simd_fn! {
+    /// max_k |left_k,i − right_k,j| of two packed panels. Every instruction set gives the same bits: a maximum of
+    /// differences, each rounded once, does not depend on the order.
+    fn tile<I>(left: &[f32], right: &[f32]) -> Tile {
+        let mut result = [[0.0; PANEL]; PANEL];
+        for start in (0..PANEL).step_by(ROWS) {
+            let mut maxima = [[0.0f32; PANEL]; ROWS];
+            for (a, b) in left.as_chunks::<PANEL>().0.iter().zip(right.as_chunks::<PANEL>().0) {
+                for i in 0..ROWS {
+                    for j in 0..PANEL {
+                        let gap = (a[start + i] - b[j]).abs();
+                        maxima[i][j] = if gap > maxima[i][j] { gap } else { maxima[i][j] };
+                    }
+                }
+            }
+            result[start..start + ROWS].copy_from_slice(&maxima);
+        }
+        result
+    }
+}
+
+/// Mean |x| of each group of `width` adjacent columns of `x` [samples, groups·width]; `out` has one entry a group.
+/// No samples give zeros.
+pub fn mean_magnitude(x: View<f32>, width: usize, out: &mut [f32]) {
+    assert_eq!(out.len() * width, x.cols());
+    let mut sums = vec![0.0f64; x.cols()];
+    for s in 0..x.rows() {
+        for (sum, value) in sums.iter_mut().zip(x.row(s)) {
+            *sum += f64::from(value.abs());
+        }
+    }
+    for (group, mean) in out.iter_mut().enumerate() {
+        let sum: f64 = sums[group * width..(group + 1) * width].iter().sum();
+        *mean = (sum / (x.rows() * width).max(1) as f64) as f32;
+    }
+}
