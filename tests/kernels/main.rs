@@ -1,3 +1,8 @@
 //! Property tests of the operation families: every CPU path against the f64 reference.
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod gemm;
+mod mapping;
+mod similarity;

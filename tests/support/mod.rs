@@ -6,6 +6,9 @@
 
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub mod numbers;
+pub mod tensors;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 

@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 
 use super::NORM_FLOOR;
+use crate::ops::gemm::{self, Epilogue};
 use crate::ops::simd::simd_fn;
 use crate::ops::{View, ViewMut};
 
@@ -17,16 +18,13 @@ pub fn absolute_cosine(x: View<f32>, out: &mut ViewMut<f32>) {
     assert_eq!((out.rows(), out.cols()), (units, units));
     let norms = column_norms(x);
     let normalised = normalise(x, &norms);
+    let normalised = View::dense(&normalised, x.rows(), units);
     let ld = out.ld();
     for start in (0..units).step_by(COSINE_BLOCK) {
         let rows = COSINE_BLOCK.min(units - start);
-        let data = &mut out.data_mut()[start * ld + start..];
-        gram(
-            View::dense(&normalised, x.rows(), units),
-            start,
-            rows,
-            ViewMut::new(data, rows, units - start, ld),
-        );
+        let (left, right) = (normalised.cols_at(start, rows), normalised.cols_at(start, units - start));
+        let mut block = ViewMut::new(&mut out.data_mut()[start * ld + start..], rows, units - start, ld);
+        gemm::cpu::gemm(left, true, right, false, &mut block, Epilogue::default());
     }
     for i in 0..units {
         for value in &mut out.row_mut(i)[i..] {
@@ -36,43 +34,6 @@ pub fn absolute_cosine(x: View<f32>, out: &mut ViewMut<f32>) {
         out.row_mut(i)[i] = (norms[i] / norms[i].max(NORM_FLOOR)).powi(2) as f32;
     }
     mirror_upper(out);
-}
-
-/// `out` [rows, units − start] = Σ_s x̂_s,start+i x̂_s,start+j.
-fn gram(normalised: View<f32>, start: usize, rows: usize, mut out: ViewMut<f32>) {
-    let (samples, ld, columns, out_ld) = (normalised.rows(), normalised.ld(), out.cols(), out.ld());
-    if samples == 0 {
-        (0..rows).for_each(|r| out.row_mut(r).fill(0.0));
-        return;
-    }
-    let right = normalised.cols_at(start, columns).data().as_ptr();
-    let target = out.data_mut().as_mut_ptr();
-    // SAFETY: `normalised` holds `samples` rows of stride `ld` and at least `start + columns ≥ start + rows` columns,
-    // so both operands (the left one read transposed) are in bounds; `out` holds `rows` rows of `columns` elements
-    // with stride `out_ld` and is borrowed mutably, so nothing aliases it.
-    unsafe {
-        gemm::gemm(
-            rows,
-            columns,
-            samples,
-            target,
-            1,
-            out_ld as isize,
-            false,
-            right,
-            ld as isize,
-            1,
-            right,
-            1,
-            ld as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::Rayon(0),
-        );
-    }
 }
 
 /// |x_j| of every column, accumulated in f64 so that neither 1e30 overflows nor 1e-30 vanishes.
@@ -114,28 +75,30 @@ fn mirror_upper(out: &mut ViewMut<f32>) {
 /// Rows of one packed panel and edge of one output tile: 16 f32 fill an AVX-512 register.
 const PANEL: usize = 16;
 
-/// P [units, units], P_ij = max_k |D_ik − D_jk| over the rows of `distance` [units, width]; see the family's contract.
+/// P [units, units], P_ij = max_k |D_ik − D_jk| with D = 1 − `cosine` [units, units]; see the family's contract.
 ///
 /// The rows are packed in panels of 16, column by column, so that the inner loop reads two contiguous streams and
 /// keeps its tile of maxima in registers; panel pairs on and above the diagonal run in parallel.
-pub fn profile_distance(distance: View<f32>, out: &mut ViewMut<f32>) {
-    let (units, width) = (distance.rows(), distance.cols());
-    assert_eq!((out.rows(), out.cols()), (units, units));
-    let finite: Vec<bool> = (0..units).map(|i| distance.row(i).iter().all(|v| v.is_finite())).collect();
-    let packed = pack(distance);
+pub fn profile_distance(cosine: View<f32>, out: &mut ViewMut<f32>) {
+    let units = cosine.rows();
+    assert_eq!((cosine.cols(), out.rows(), out.cols()), (units, units, units));
+    let finite: Vec<bool> = (0..units).map(|i| cosine.row(i).iter().all(|v| v.is_finite())).collect();
+    let packed = pack(cosine);
     let panels = units.div_ceil(PANEL);
     let ld = out.ld();
-    out.data_mut().par_chunks_mut(PANEL * ld).take(panels).enumerate().for_each(|(row_panel, rows)| {
-        let left = &packed[row_panel * width * PANEL..][..width * PANEL];
-        for column_panel in row_panel..panels {
-            let right = &packed[column_panel * width * PANEL..][..width * PANEL];
-            let tile = tile(left, right);
-            let columns = PANEL.min(units - column_panel * PANEL);
-            for (i, maxima) in tile.iter().enumerate().take(units - row_panel * PANEL) {
-                rows[i * ld + column_panel * PANEL..][..columns].copy_from_slice(&maxima[..columns]);
+    out.data_mut().par_chunks_mut((PANEL * ld).max(1)).take(panels).enumerate().for_each(
+        |(row_panel, rows)| {
+            let left = &packed[row_panel * units * PANEL..][..units * PANEL];
+            for column_panel in row_panel..panels {
+                let right = &packed[column_panel * units * PANEL..][..units * PANEL];
+                let tile = tile(left, right);
+                let columns = PANEL.min(units - column_panel * PANEL);
+                for (i, maxima) in tile.iter().enumerate().take(units - row_panel * PANEL) {
+                    rows[i * ld + column_panel * PANEL..][..columns].copy_from_slice(&maxima[..columns]);
+                }
             }
-        }
-    });
+        },
+    );
     for i in (0..units).filter(|&i| !finite[i]) {
         out.row_mut(i).fill(f32::NAN);
         (0..i).for_each(|j| out.row_mut(j)[i] = f32::NAN);
@@ -143,17 +106,14 @@ pub fn profile_distance(distance: View<f32>, out: &mut ViewMut<f32>) {
     mirror_upper(out);
 }
 
-/// Panel p holds rows 16p..16p+16 as [width, 16]; rows beyond the last are zero and their results unused.
-fn pack(distance: View<f32>) -> Vec<f32> {
-    let (units, width) = (distance.rows(), distance.cols());
-    let mut packed = vec![0.0; units.div_ceil(PANEL) * PANEL * width];
-    if width == 0 {
-        return packed;
-    }
-    packed.par_chunks_mut(PANEL * width).enumerate().for_each(|(panel, block)| {
+/// D = 1 − C in panels: panel p holds rows 16p..16p+16 as [units, 16]; rows beyond the last are zero and their results unused.
+fn pack(cosine: View<f32>) -> Vec<f32> {
+    let units = cosine.rows();
+    let mut packed = vec![0.0; units.next_multiple_of(PANEL) * units];
+    packed.par_chunks_mut((PANEL * units).max(1)).enumerate().for_each(|(panel, block)| {
         for lane in 0..PANEL.min(units - panel * PANEL) {
-            for (k, &value) in distance.row(panel * PANEL + lane).iter().enumerate() {
-                block[k * PANEL + lane] = value;
+            for (k, &value) in cosine.row(panel * PANEL + lane).iter().enumerate() {
+                block[k * PANEL + lane] = 1.0 - value;
             }
         }
     });
@@ -188,7 +148,7 @@ simd_fn! {
 
 /// Mean |x| of each group of `width` adjacent columns of `x` [samples, groups·width]; `out` has one entry a group.
 /// No samples give zeros.
-pub fn mean_magnitude(x: View<f32>, width: usize, out: &mut [f32]) {
+pub fn mean_absolute(x: View<f32>, width: usize, out: &mut [f32]) {
     assert_eq!(out.len() * width, x.cols());
     let mut sums = vec![0.0f64; x.cols()];
     for s in 0..x.rows() {

@@ -6,18 +6,19 @@
 //! * `absolute_cosine`: X [samples, units] → C [units, units],
 //!   C_ij = |x_i·x_j| / (max(|x_i|, ε) max(|x_j|, ε)), ε = [`NORM_FLOOR`]. A column of zeros gives zeros, on the
 //!   diagonal too, never NaN. C is exactly symmetric and in [0, 1]; C_jj is exactly 1 for |x_j| ≥ ε.
-//! * `profile_distance`: D [units, units] → P_ij = max_k |D_ik − D_jk|, the Chebyshev distance of two rows.
-//!   P is exactly symmetric with a zero diagonal; a row with a non-finite entry gives NaN in its row and column.
-//! * `mean_magnitude`: X [samples, groups·width] → mean of |x| over the samples and the `width` columns of a group.
+//! * `profile_distance`: C [units, units] → P_ij = max_k |D_ik − D_jk| with D = 1 − C, the Chebyshev distance of two
+//!   rows of D. P is exactly symmetric with a zero diagonal; a row with a non-finite entry gives NaN in its row and
+//!   column.
+//! * `mean_absolute`: X [samples, groups·width] → mean of |x| over the samples and the `width` columns of a group.
 //!
 //! Error of the f32 versions, u = 2⁻²⁴, γ_K = K·u / (1 − K·u), against exact arithmetic on the same input:
 //!
 //! * cosine: both columns are normalised (norms accumulated in f64, one rounding a stored element) and a dot
 //!   product of K = samples terms follows, so |ΔC_ij| ≤ γ_{K+4} Σ_s |x̂_si||x̂_sj| ≤ γ_{K+4};
-//! * profile distance: one rounding of the winning difference. For D = 1 − C computed in f32 from C in [0, 1] there
-//!   is none: every such D is a multiple of 2⁻²⁴ in [0, 1], and so is every difference. The result then equals the
-//!   f64 one bit for bit, which is why no f64 pass exists here;
-//! * magnitude: accumulated in f64, one rounding of the result (relative error ≤ u plus f64 terms).
+//! * profile distance: for C in [0, 1] each D is rounded once, to a multiple of 2⁻²⁴ in [0, 1]; the differences are
+//!   such multiples too, so subtraction and maximum add nothing and |ΔP_ij| ≤ u. Given the same f32 D, the f32 and
+//!   f64 results are equal bit for bit, which is why no f64 pass exists here;
+//! * mean: accumulated in f64, one rounding of the result (relative error ≤ u plus f64 terms).
 //!
 //! Cost: cosine `samples·units²` multiply–adds (the symmetric half), profile distance `units³/2` steps of
 //! subtract, absolute value, maximum; memory traffic is O(units²) for both.

@@ -24,15 +24,15 @@ pub fn absolute_cosine(x: View<f64>, out: &mut ViewMut<f64>) {
     }
 }
 
-/// P [units, units], P_ij = max_k |D_ik − D_jk| over the rows of `distance` [units, width].
-pub fn profile_distance(distance: View<f64>, out: &mut ViewMut<f64>) {
-    let units = distance.rows();
-    assert_eq!((out.rows(), out.cols()), (units, units));
+/// P [units, units], P_ij = max_k |D_ik − D_jk| with D = 1 − `cosine` [units, units].
+pub fn profile_distance(cosine: View<f64>, out: &mut ViewMut<f64>) {
+    let units = cosine.rows();
+    assert_eq!((cosine.cols(), out.rows(), out.cols()), (units, units, units));
     for i in 0..units {
         for j in 0..units {
-            let (a, b) = (distance.row(i), distance.row(j));
+            let (a, b) = (cosine.row(i), cosine.row(j));
             let finite = a.iter().chain(b).all(|v| v.is_finite());
-            let widest = a.iter().zip(b).map(|(p, q)| (p - q).abs()).fold(0.0, f64::max);
+            let widest = a.iter().zip(b).map(|(p, q)| ((1.0 - p) - (1.0 - q)).abs()).fold(0.0, f64::max);
             out.row_mut(i)[j] = if finite { widest } else { f64::NAN };
         }
     }
@@ -40,7 +40,7 @@ pub fn profile_distance(distance: View<f64>, out: &mut ViewMut<f64>) {
 
 /// Mean |x| of each group of `width` adjacent columns of `x` [samples, groups·width]; `out` has one entry a group.
 /// No samples give zeros.
-pub fn mean_magnitude(x: View<f64>, width: usize, out: &mut [f64]) {
+pub fn mean_absolute(x: View<f64>, width: usize, out: &mut [f64]) {
     assert_eq!(out.len() * width, x.cols());
     for (group, mean) in out.iter_mut().enumerate() {
         let columns = group * width..(group + 1) * width;

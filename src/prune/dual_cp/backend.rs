@@ -8,8 +8,8 @@ use crate::ops::{View, ViewMut, mapping, similarity};
 pub trait SimilarityBackend {
     /// `x` [samples, units] → `out` [units, units], absolute cosine of columns.
     fn absolute_cosine(&mut self, x: View<f32>, out: &mut ViewMut<f32>) -> Result<()>;
-    /// `distance` [units, units] → `out` [units, units], Chebyshev distance of rows.
-    fn profile_distance(&mut self, distance: View<f32>, out: &mut ViewMut<f32>) -> Result<()>;
+    /// `cosine` [units, units] → `out` [units, units], Chebyshev distance of the rows of 1 − cosine.
+    fn profile_distance(&mut self, cosine: View<f32>, out: &mut ViewMut<f32>) -> Result<()>;
     /// `absolute_cosine` [H·d_h, H·d_h] → `out` [H, H], head similarity.
     fn dimension_mapping(
         &mut self,
@@ -18,7 +18,7 @@ pub trait SimilarityBackend {
         out: &mut ViewMut<f32>,
     ) -> Result<()>;
     /// `x` [samples, groups·width] → `out` [groups], mean magnitude.
-    fn mean_magnitude(&mut self, x: View<f32>, width: usize, out: &mut [f32]) -> Result<()>;
+    fn mean_absolute(&mut self, x: View<f32>, width: usize, out: &mut [f32]) -> Result<()>;
 }
 
 /// The fast CPU operations.
@@ -30,8 +30,8 @@ impl SimilarityBackend for CpuBackend {
         similarity::cpu::absolute_cosine(x, out);
         Ok(())
     }
-    fn profile_distance(&mut self, distance: View<f32>, out: &mut ViewMut<f32>) -> Result<()> {
-        similarity::cpu::profile_distance(distance, out);
+    fn profile_distance(&mut self, cosine: View<f32>, out: &mut ViewMut<f32>) -> Result<()> {
+        similarity::cpu::profile_distance(cosine, out);
         Ok(())
     }
     fn dimension_mapping(
@@ -43,8 +43,8 @@ impl SimilarityBackend for CpuBackend {
         mapping::cpu::dimension_mapping(absolute_cosine, head_dim, out);
         Ok(())
     }
-    fn mean_magnitude(&mut self, x: View<f32>, width: usize, out: &mut [f32]) -> Result<()> {
-        similarity::cpu::mean_magnitude(x, width, out);
+    fn mean_absolute(&mut self, x: View<f32>, width: usize, out: &mut [f32]) -> Result<()> {
+        similarity::cpu::mean_absolute(x, width, out);
         Ok(())
     }
 }
@@ -79,8 +79,8 @@ impl SimilarityBackend for ReferenceBackend {
     fn absolute_cosine(&mut self, x: View<f32>, out: &mut ViewMut<f32>) -> Result<()> {
         in_f64(x, out, similarity::reference::absolute_cosine)
     }
-    fn profile_distance(&mut self, distance: View<f32>, out: &mut ViewMut<f32>) -> Result<()> {
-        in_f64(distance, out, similarity::reference::profile_distance)
+    fn profile_distance(&mut self, cosine: View<f32>, out: &mut ViewMut<f32>) -> Result<()> {
+        in_f64(cosine, out, similarity::reference::profile_distance)
     }
     fn dimension_mapping(
         &mut self,
@@ -92,10 +92,10 @@ impl SimilarityBackend for ReferenceBackend {
             mapping::reference::dimension_mapping(wide, head_dim, result)
         })
     }
-    fn mean_magnitude(&mut self, x: View<f32>, width: usize, out: &mut [f32]) -> Result<()> {
+    fn mean_absolute(&mut self, x: View<f32>, width: usize, out: &mut [f32]) -> Result<()> {
         let groups = out.len();
         in_f64(x, &mut ViewMut::dense(out, 1, groups), |wide, result| {
-            similarity::reference::mean_magnitude(wide, width, result.row_mut(0))
+            similarity::reference::mean_absolute(wide, width, result.row_mut(0))
         })
     }
 }

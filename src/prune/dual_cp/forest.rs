@@ -68,8 +68,8 @@ impl Forest {
             let mut heads = vec![0.0; sample.heads[layer]];
             let mut neurons = vec![0.0; sample.neurons(layer)];
             stages.time("mean magnitude", || {
-                backend.mean_magnitude(sample.context_view(layer), sample.head_dim, &mut heads)?;
-                backend.mean_magnitude(sample.activations_view(layer), 1, &mut neurons)
+                backend.mean_absolute(sample.context_view(layer), sample.head_dim, &mut heads)?;
+                backend.mean_absolute(sample.activations_view(layer), 1, &mut neurons)
             })?;
             forest.dead_neurons.push((0..neurons.len()).filter(|&unit| neurons[unit] == 0.0).collect());
             forest.head_magnitudes.push(heads);
@@ -132,13 +132,12 @@ fn tree(
         // 1 − C is exact in f64: no two different similarities become equal distances.
         Space::Direct => condense(&similarity, units, |c| 1.0 - f64::from(c)),
         Space::Profile => {
-            let distance: Vec<f32> = similarity.into_iter().map(|c| 1.0 - c).collect();
             let mut profile = vec![0.0; units * units];
             stages.time("profile distance", || {
-                let distance = View::dense(&distance, units, units);
-                backend.profile_distance(distance, &mut ViewMut::dense(&mut profile, units, units))
+                let cosine = View::dense(&similarity, units, units);
+                backend.profile_distance(cosine, &mut ViewMut::dense(&mut profile, units, units))
             })?;
-            drop(distance);
+            drop(similarity);
             condense(&profile, units, f64::from)
         }
     };
@@ -162,7 +161,7 @@ pub fn peak_bytes(units: usize, samples: usize, space: Space) -> usize {
     let cosine = matrix + 4 * units * samples;
     match space {
         Space::Direct => cosine.max(matrix + condensed),
-        // Distances, their packed copy (a whole number of panels of 16 rows) and the profile; then profile and condensed.
+        // Similarity, its packed copy (whole panels of 16 rows) and the profile; then profile and condensed.
         Space::Profile => {
             cosine.max(2 * matrix + 4 * units * units.next_multiple_of(16)).max(matrix + condensed)
         }
