@@ -1,1 +1,117 @@
 //! Checkpoints, configurations and the families that emit programs.
+//!
+//! A model is an [`Architecture`] (configuration, head, parameter table) and one flat block of values. Families
+//! differ in the names they declare ([`parameters`]) and in configuration; they share emission ([`emit`]),
+//! initialisation, loading, saving and compaction, all of which go by the role of a parameter.
+
+mod bert;
+mod checkpoint;
+mod config;
+mod distilbert;
+mod emit;
+mod emit_head;
+mod gpt2;
+mod heads;
+mod hub;
+mod initialise;
+mod names;
+mod opt;
+pub mod parameters;
+mod roberta;
+pub mod weights;
+
+use std::sync::Arc;
+
+pub use self::checkpoint::{HeadRequest, LoadReport};
+pub use self::config::{
+    DropoutProbabilities, Family, LayerShape, ModelConfig, NormOrder, Sublayer, positions,
+};
+pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, SampledTaps};
+pub use self::heads::{Head, HeadParameters};
+pub use self::hub::resolve;
+use self::parameters::{Declare, Parameters};
+use crate::error::Result;
+use crate::program::ParameterLayout;
+
+/// A model without its values.
+#[derive(Clone, Debug)]
+pub struct Architecture {
+    /// Shape and constants.
+    pub config: ModelConfig,
+    /// Task head.
+    pub head: Head,
+    /// Table of the parameter block.
+    pub layout: Arc<ParameterLayout>,
+    /// Parameters by role.
+    pub parameters: Parameters,
+}
+
+impl Architecture {
+    /// Declares the parameters of a model. Fails where the configuration is inconsistent or the family cannot
+    /// have the head.
+    pub fn new(config: ModelConfig, head: Head) -> Result<Architecture> {
+        config.validate()?;
+        head.check(config.family)?;
+        let mut layout = ParameterLayout::new();
+        let bare = head == Head::Backbone;
+        let prefix = match config.family {
+            Family::Opt if bare => "decoder.",
+            Family::Opt => "model.decoder.",
+            _ if bare => "",
+            Family::Bert => "bert.",
+            Family::Roberta => "roberta.",
+            Family::DistilBert => "distilbert.",
+            Family::Gpt2 => "transformer.",
+        };
+        let mut declare = Declare { config: &config, layout: &mut layout, prefix };
+        let parameters = match config.family {
+            Family::Bert => bert::declare(&mut declare, head),
+            Family::Roberta => roberta::declare(&mut declare, head),
+            Family::DistilBert => distilbert::declare(&mut declare, head),
+            Family::Gpt2 => gpt2::declare(&mut declare, head),
+            Family::Opt => opt::declare(&mut declare, head),
+        };
+        Ok(Architecture { config, head, layout: Arc::new(layout), parameters })
+    }
+
+    /// Marks parameters as trained or frozen by name; all are trained at first.
+    pub fn set_trainable(&mut self, trainable: impl Fn(&str) -> bool) {
+        Arc::make_mut(&mut self.layout).set_trainable(trainable);
+    }
+}
+
+/// A model: its architecture and its values.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Configuration, head, parameter table.
+    pub architecture: Architecture,
+    /// The flat parameter block, laid out by `architecture.layout`; padding is zero.
+    pub values: Vec<f32>,
+    /// What loading found.
+    pub report: LoadReport,
+}
+
+impl Model {
+    /// Shape and constants.
+    pub fn config(&self) -> &ModelConfig {
+        &self.architecture.config
+    }
+
+    /// Table of the parameter block.
+    pub fn layout(&self) -> &Arc<ParameterLayout> {
+        &self.architecture.layout
+    }
+}
+
+/// Token that answers for each sequence of an unpadded batch: the first of an encoder, the last of a causal model.
+/// An empty sequence has none and fails.
+pub fn answer_rows(config: &ModelConfig, cu_seqlens: &[i32]) -> Result<Vec<i32>> {
+    let rows = cu_seqlens.windows(2).enumerate().map(|(sequence, bounds)| {
+        if bounds[1] <= bounds[0] {
+            let what = format!("sequence {sequence} of the batch");
+            return Err(crate::Error::shape(what, "is empty: no token can answer for it"));
+        }
+        Ok(if config.family.is_causal() { bounds[1] - 1 } else { bounds[0] })
+    });
+    rows.collect()
+}

@@ -1,0 +1,108 @@
+//! Writing `config.json`: the fields that were read, updated, and one documented addition.
+//!
+//! A pruned model whose layers differ cannot be said in the families' own fields. Those keep the sizes of the
+//! unpruned model, so that `head_dim` stays `hidden_size / num_attention_heads`, and the object `secateur` holds
+//!
+//! - `head_dim`: size of one head;
+//! - `heads_per_layer`, `neurons_per_layer`: what is left, one number a layer;
+//! - `removed_attention`, `removed_ffn`: numbers of the layers where the sublayer is gone. A sublayer with 0 units
+//!   that is not listed still adds the bias of its output projection.
+//!
+//! It is absent where the family's own fields say it all: every head is there and all layers have the same neurons.
+
+use serde_json::{Map, Value, json};
+
+use super::{Family, LayerShape, ModelConfig, Sublayer};
+use crate::model::heads::Head;
+
+impl ModelConfig {
+    /// The configuration to save, for a model with the given head.
+    pub fn to_json(&self, head: Head) -> Map<String, Value> {
+        let mut map = self.raw.clone();
+        let mut set = |spellings: &[&str], value: Value| {
+            let present = spellings.iter().find(|&&name| map.contains_key(name));
+            map.insert((*present.unwrap_or(&spellings[0])).to_string(), value);
+        };
+        let spelled = Spellings::of(self.family);
+        let uniform = self.uniform_neurons();
+        set(&["architectures"], json!([head.architecture(self.family)]));
+        set(&["model_type"], json!(self.family.model_type()));
+        set(spelled.layers, json!(self.layers.len()));
+        set(spelled.heads, json!(self.original_heads));
+        set(spelled.neurons, json!(uniform.unwrap_or(self.original_neurons)));
+        set(&["torch_dtype"], json!("float32"));
+        if let Head::Classification { .. } | Head::Regression = head {
+            let by_id: Map<String, Value> =
+                self.labels.iter().enumerate().map(|(id, name)| (id.to_string(), json!(name))).collect();
+            let by_name: Map<String, Value> =
+                self.labels.iter().enumerate().map(|(id, name)| (name.clone(), json!(id))).collect();
+            set(&["id2label"], Value::Object(by_id));
+            set(&["label2id"], Value::Object(by_name));
+            let regression = head == Head::Regression;
+            let problem = if regression { "regression" } else { "single_label_classification" };
+            set(&["problem_type"], json!(problem));
+        }
+        // The widths below replace what transformers recorded of its own head pruning.
+        map.remove("pruned_heads");
+        map.remove("num_labels");
+        map.remove("secateur");
+        if uniform.is_none() {
+            map.insert("secateur".into(), self.widths());
+        }
+        map
+    }
+
+    /// The feed-forward width of all layers, where that is all there is to say about them.
+    fn uniform_neurons(&self) -> Option<usize> {
+        let first = LayerShape::full(self.original_heads, self.layers[0].neurons.max(1));
+        self.layers.iter().all(|layer| *layer == first).then_some(first.neurons)
+    }
+
+    fn widths(&self) -> Value {
+        let removed = |sublayer: fn(&LayerShape) -> Sublayer| -> Vec<usize> {
+            let gone = |&i: &usize| sublayer(&self.layers[i]) == Sublayer::Removed;
+            (0..self.layers.len()).filter(gone).collect()
+        };
+        json!({
+            "head_dim": self.head_dim,
+            "heads_per_layer": self.layers.iter().map(|layer| layer.heads).collect::<Vec<_>>(),
+            "neurons_per_layer": self.layers.iter().map(|layer| layer.neurons).collect::<Vec<_>>(),
+            "removed_attention": removed(|layer| layer.attention),
+            "removed_ffn": removed(|layer| layer.ffn),
+        })
+    }
+}
+
+/// The names a family gives to the fields that are written; the first where none is present.
+struct Spellings {
+    layers: &'static [&'static str],
+    heads: &'static [&'static str],
+    neurons: &'static [&'static str],
+}
+
+impl Spellings {
+    fn of(family: Family) -> Spellings {
+        match family {
+            Family::Bert | Family::Roberta => Spellings {
+                layers: &["num_hidden_layers"],
+                heads: &["num_attention_heads"],
+                neurons: &["intermediate_size"],
+            },
+            Family::DistilBert => Spellings {
+                layers: &["n_layers", "num_hidden_layers"],
+                heads: &["n_heads", "num_attention_heads"],
+                neurons: &["hidden_dim", "intermediate_size"],
+            },
+            Family::Gpt2 => Spellings {
+                layers: &["n_layer", "num_hidden_layers"],
+                heads: &["n_head", "num_attention_heads"],
+                neurons: &["n_inner", "intermediate_size"],
+            },
+            Family::Opt => Spellings {
+                layers: &["num_hidden_layers"],
+                heads: &["num_attention_heads"],
+                neurons: &["ffn_dim"],
+            },
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! Emission: a model, a mode and a few wishes become a program.
+//!
+//! Layers of all families are the same block with LayerNorm before or after, so there is one emitter; what differs
+//! is in the configuration and in which parameters exist. Masks, taps and losses are emitted only when wished for:
+//! a program without masks contains no mask slot, and a calibration program ends with the last tap.
+
+use super::config::{ModelConfig, NormOrder};
+use super::emit_head::Answer;
+use super::parameters::{
+    AttentionParameters, FeedForwardParameters, LayerParameters, Norm, Projections, SublayerParameters,
+};
+use super::{Architecture, Head};
+use crate::error::{Error, Result};
+use crate::program::{AttentionShape, Builder, Extent, Fused, Mode, Program, SlotId};
+
+/// Which logits a program leaves to be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Logits {
+    /// None; those of a loss are still computed where it needs them.
+    #[default]
+    None,
+    /// All: `[B, labels]`, `[T, 2]` or `[T, V]`.
+    All,
+    /// For language models those of the predicted positions, `[R, V]`; otherwise all.
+    Targets,
+}
+
+/// Rows of the hook tensors that a calibration program gathers, by layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SampledTaps {
+    /// Layers whose context (input of the attention output projection) is wanted.
+    pub context: Vec<usize>,
+    /// Layers whose activation (input of the feed-forward down-projection) is wanted.
+    pub activation: Vec<usize>,
+}
+
+/// What a program computes and keeps.
+#[derive(Clone, Debug, Default)]
+pub struct EmitOptions {
+    /// Head masks are inputs `[1, heads]` of every layer that has heads.
+    pub head_masks: bool,
+    /// Neuron masks are inputs `[1, neurons]` of every layer that has neurons.
+    pub neuron_masks: bool,
+    /// The head's loss by row.
+    pub loss: bool,
+    /// Distillation from an input `teacher_logits`, at this temperature.
+    pub distillation: Option<f32>,
+    /// Logits to keep.
+    pub logits: Logits,
+    /// Hidden states are kept.
+    pub keep_hidden: bool,
+    /// Contexts, activations and sublayer outputs are kept.
+    pub keep_hooks: bool,
+    /// Rows given by the input `samples` are gathered from the hook tensors and kept, nothing else is computed.
+    pub sampled: Option<SampledTaps>,
+}
+
+/// Slots the host writes before a run; absent where the program does not read them.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    /// Token ids, `[T]`.
+    pub input_ids: SlotId,
+    /// Rows of the position embedding, `[T]` ([`positions`](super::positions)).
+    pub positions: SlotId,
+    /// Segment of each token, `[T]`.
+    pub token_type_ids: Option<SlotId>,
+    /// Row offsets, `[B + 1]`.
+    pub cu_seqlens: SlotId,
+    /// Sequence heads: token that answers for each sequence, `[B]` ([`answer_rows`](super::answer_rows)).
+    /// Language models: tokens whose state predicts, `[R]`.
+    pub rows: Option<SlotId>,
+    /// Class of each sequence `[B]`, or token to predict `[R]`; −100 is ignored.
+    pub labels: Option<SlotId>,
+    /// Weight of each loss row, `[B, 1]` or `[R, 1]`: the total is Σ weight · loss.
+    pub weights: Option<SlotId>,
+    /// Regression targets, `[B, 1]`.
+    pub targets: Option<SlotId>,
+    /// First token of the answer, counted within the sequence, `[B]`.
+    pub starts: Option<SlotId>,
+    /// Last token of the answer, `[B]`.
+    pub ends: Option<SlotId>,
+    /// Logits of the teacher, shaped as the student's of the loss rows.
+    pub teacher_logits: Option<SlotId>,
+    /// Weight of each distillation row.
+    pub teacher_weights: Option<SlotId>,
+    /// Token rows that calibration taps gather, `[S]`.
+    pub samples: Option<SlotId>,
+    /// Seed and draw of dropout, `[1, 3]`.
+    pub dropout_key: Option<SlotId>,
+}
+
+/// Slots of one layer. Absent is what the layer does not compute.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LayerSlots {
+    /// Input `[1, heads]`.
+    pub head_mask: Option<SlotId>,
+    /// Input `[1, neurons]`.
+    pub neuron_mask: Option<SlotId>,
+    /// Input of the attention output projection, `[T, heads·head_dim]`.
+    pub context: Option<SlotId>,
+    /// Attention sublayer with its residual, before a LayerNorm that follows, `[T, d]`.
+    pub attention_sum: Option<SlotId>,
+    /// Input of the feed-forward down-projection, `[T, neurons]`.
+    pub activation: Option<SlotId>,
+    /// Feed-forward sublayer with its residual, before a LayerNorm that follows, `[T, d]`.
+    pub ffn_sum: Option<SlotId>,
+    /// Gradient of the head mask by sequence, `[B, heads]`.
+    pub head_mask_gradient: Option<SlotId>,
+    /// Gradient of the neuron mask by sequence, `[B, neurons]`.
+    pub neuron_mask_gradient: Option<SlotId>,
+    /// Sampled rows of the context, `[S, heads·head_dim]`.
+    pub sampled_context: Option<SlotId>,
+    /// Sampled rows of the activation, `[S, neurons]`.
+    pub sampled_activation: Option<SlotId>,
+}
+
+/// A program and the meaning of its slots.
+#[derive(Clone, Debug)]
+pub struct ModelProgram {
+    /// The operations.
+    pub program: Program,
+    /// What the host writes.
+    pub inputs: Inputs,
+    /// Slots layer by layer.
+    pub layers: Vec<LayerSlots>,
+    /// Output of the embeddings, then of every layer, `[T, d]`; the last one after the final LayerNorm. Readable
+    /// after a run only where [`EmitOptions::keep_hidden`] was set.
+    pub hidden: Vec<SlotId>,
+    /// Kept logits.
+    pub logits: Option<SlotId>,
+    /// Loss of each row.
+    pub losses: Option<SlotId>,
+    /// Distillation loss of each row.
+    pub distillation_losses: Option<SlotId>,
+}
+
+impl Architecture {
+    /// Emits a program, backward pass included where `mode` differentiates. Fails where what is wished for has no
+    /// meaning for this head.
+    pub fn emit(&self, mode: Mode, options: &EmitOptions) -> Result<ModelProgram> {
+        self.check(mode, options)?;
+        let config = &self.config;
+        let name = format!(
+            "{} {}",
+            config.family.model_type(),
+            if mode.differentiates() { "step" } else { "forward" }
+        );
+        let mut b = Builder::new(name, self.layout.clone(), mode);
+        let inputs = Inputs {
+            input_ids: b.int_input("input_ids", Extent::Tokens),
+            positions: b.int_input("positions", Extent::Tokens),
+            token_type_ids: (self.parameters.embeddings.token_type)
+                .map(|_| b.int_input("token_type_ids", Extent::Tokens)),
+            cu_seqlens: b.int_input("cu_seqlens", Extent::Boundaries),
+            samples: options.sampled.as_ref().map(|_| b.int_input("samples", Extent::Samples)),
+            rows: None,
+            labels: None,
+            weights: None,
+            targets: None,
+            starts: None,
+            ends: None,
+            teacher_logits: None,
+            teacher_weights: None,
+            dropout_key: None,
+        };
+        let mut emitter =
+            Emitter { b, config, options, inputs, layers: vec![LayerSlots::default(); config.layers.len()] };
+        let mut hidden = vec![emitter.embeddings(self)];
+        let mut answer = Answer::default();
+        let complete = self.parameters.layers.iter().enumerate().all(|(i, layer)| {
+            let output = hidden[i];
+            let next = emitter.layer(i, layer, output);
+            hidden.extend(next);
+            next.is_some()
+        });
+        if complete && options.sampled.is_none() {
+            emitter.top(self, &mut hidden);
+            answer = emitter.head(&self.parameters.head, hidden[config.layers.len()]);
+        }
+        let Emitter { mut b, mut inputs, mut layers, .. } = emitter;
+        if mode.differentiates() {
+            b.backward();
+            for layer in &mut layers {
+                layer.head_mask_gradient = layer.head_mask.and_then(|mask| b.gradient_of(mask));
+                layer.neuron_mask_gradient = layer.neuron_mask.and_then(|mask| b.gradient_of(mask));
+            }
+        }
+        if options.keep_hidden {
+            hidden.iter().for_each(|&slot| b.keep(slot));
+        }
+        let program = b.finish();
+        inputs.dropout_key = program.find("dropout_key");
+        let Answer { logits, losses, distillation_losses } = answer;
+        Ok(ModelProgram { program, inputs, layers, hidden, logits, losses, distillation_losses })
+    }
+
+    fn check(&self, mode: Mode, options: &EmitOptions) -> Result<()> {
+        let objective = options.loss || options.distillation.is_some();
+        let masks = options.head_masks || options.neuron_masks;
+        let problem = if objective && self.head == Head::Backbone {
+            "a backbone without a head has no loss; name a task"
+        } else if options.distillation.is_some() && self.head == Head::Span {
+            "distillation compares class logits; a span head has none"
+        } else if options.distillation.is_some_and(|t| !(t > 0.0 && t.is_finite())) {
+            "the distillation temperature must be positive"
+        } else if mode.differentiates() && (!objective || options.sampled.is_some()) {
+            "there are no gradients without a loss"
+        } else if mode.mask_gradients && !masks {
+            "there are no mask gradients without masks"
+        } else {
+            return Ok(());
+        };
+        Err(Error::usage(problem))
+    }
+}
+
+/// Emission in progress.
+pub(super) struct Emitter<'a> {
+    pub(super) b: Builder,
+    pub(super) config: &'a ModelConfig,
+    pub(super) options: &'a EmitOptions,
+    pub(super) inputs: Inputs,
+    layers: Vec<LayerSlots>,
+}
+
+impl Emitter<'_> {
+    fn embeddings(&mut self, model: &Architecture) -> SlotId {
+        let Inputs { input_ids, positions, .. } = self.inputs;
+        let tables = &model.parameters.embeddings;
+        let token_type = self.inputs.token_type_ids.zip(tables.token_type);
+        let b = &mut self.b;
+        let mut x = match tables.project_in {
+            None => b.embed(
+                "embeddings.sum",
+                input_ids,
+                tables.word,
+                Some((positions, tables.position)),
+                token_type,
+            ),
+            Some(project_in) => {
+                let word = b.embed("embeddings.word", input_ids, tables.word, None, None);
+                let position = b.embed("embeddings.position", positions, tables.position, None, None);
+                let fused = Fused { residual: Some(position), ..Fused::default() };
+                b.linear("embeddings.sum", word, project_in, fused)
+            }
+        };
+        if let Some(norm) = tables.norm {
+            x = self.norm("embeddings.norm", x, norm);
+        }
+        self.b.dropout("embeddings", x, self.config.dropout.embedding)
+    }
+
+    fn norm(&mut self, name: &str, x: SlotId, norm: Norm) -> SlotId {
+        self.b.layer_norm(name, x, norm.gamma, norm.beta, self.config.norm_epsilon)
+    }
+
+    /// Emits layer `i`; `None` where a calibration program has all its taps before the layer's end.
+    fn layer(&mut self, i: usize, layer: &LayerParameters, x: SlotId) -> Option<SlotId> {
+        if self.taps_end_before(i, false) {
+            return None;
+        }
+        let post = self.config.norm_order == NormOrder::Post;
+        let name = |part: &str| format!("layer.{i}.{part}");
+        let dropout = self.config.dropout;
+
+        let mut sum = match layer.attention {
+            SublayerParameters::Full(parameters) => {
+                let input = match layer.attention_norm {
+                    Some(norm) if !post => self.norm(&name("attention.input"), x, norm),
+                    _ => x,
+                };
+                let context = self.context(i, parameters, input);
+                self.tap_context(i, context);
+                if self.taps_end_before(i, true) {
+                    return None;
+                }
+                let fused =
+                    Fused { dropout: dropout.attention_output, residual: Some(x), ..Fused::default() };
+                self.b.linear(&name("attention.sum"), context, parameters.output, fused)
+            }
+            SublayerParameters::BiasOnly(bias) => {
+                self.b.bias_residual(&name("attention.sum"), bias, dropout.attention_output, x)
+            }
+            SublayerParameters::Removed => x,
+        };
+        self.layers[i].attention_sum = Some(sum);
+        if self.options.keep_hooks {
+            self.b.keep(sum);
+        }
+        if let Some(norm) = layer.attention_norm.filter(|_| post) {
+            sum = self.norm(&name("attention.output"), sum, norm);
+        }
+
+        let x = sum;
+        let mut sum = match layer.ffn {
+            SublayerParameters::Full(parameters) => {
+                let input = match layer.ffn_norm {
+                    Some(norm) if !post => self.norm(&name("ffn.input"), x, norm),
+                    _ => x,
+                };
+                let activation = self.activation(i, parameters, input);
+                self.tap_activation(i, activation);
+                if self.taps_end_before(i + 1, false) {
+                    return None;
+                }
+                let fused = Fused {
+                    dropout: dropout.ffn_output,
+                    residual: Some(x),
+                    // The activation is zero where the mask is: those rows of the weight need no product.
+                    inner_mask: self.layers[i].neuron_mask,
+                    ..Fused::default()
+                };
+                self.b.linear(&name("ffn.sum"), activation, parameters.down, fused)
+            }
+            SublayerParameters::BiasOnly(bias) => {
+                self.b.bias_residual(&name("ffn.sum"), bias, dropout.ffn_output, x)
+            }
+            SublayerParameters::Removed => x,
+        };
+        self.layers[i].ffn_sum = Some(sum);
+        if self.options.keep_hooks {
+            self.b.keep(sum);
+        }
+        if let Some(norm) = layer.ffn_norm.filter(|_| post) {
+            sum = self.norm(&name("output"), sum, norm);
+        }
+        Some(sum)
+    }
+
+    /// `[T, heads·head_dim]` from the (normalised) input of attention.
+    fn context(&mut self, i: usize, parameters: AttentionParameters, input: SlotId) -> SlotId {
+        let name = |part: &str| format!("layer.{i}.{part}");
+        let (heads, head_dim) = (self.config.layers[i].heads, self.config.head_dim);
+        let none = Fused::default();
+        let qkv = match parameters.projections {
+            Projections::Separate { query, key, value } => [
+                self.b.linear(&name("query"), input, query, none),
+                self.b.linear(&name("key"), input, key, none),
+                self.b.linear(&name("value"), input, value, none),
+            ],
+            Projections::Fused(layer) => {
+                let width = heads * head_dim;
+                let fused = self.b.linear(&name("query_key_value"), input, layer, none);
+                [("query", 0), ("key", 1), ("value", 2)]
+                    .map(|(part, third)| self.b.columns(name(part), fused, third * width, width))
+            }
+        };
+        let mask = self.options.head_masks.then(|| self.mask(name("head_mask"), heads));
+        self.layers[i].head_mask = mask;
+        let causal = self.config.family.is_causal();
+        let shape = AttentionShape { heads, head_dim, scale: self.config.attention_scale(i), causal };
+        self.b.attention(
+            &name("context"),
+            qkv,
+            self.inputs.cu_seqlens,
+            shape,
+            mask,
+            self.config.dropout.attention,
+        )
+    }
+
+    /// `[T, neurons]` from the (normalised) input of the feed-forward network.
+    fn activation(&mut self, i: usize, parameters: FeedForwardParameters, input: SlotId) -> SlotId {
+        let neurons = self.config.layers[i].neurons;
+        let mask = self.options.neuron_masks.then(|| self.mask(format!("layer.{i}.neuron_mask"), neurons));
+        self.layers[i].neuron_mask = mask;
+        let fused = Fused { activation: Some(self.config.activation), neuron_mask: mask, ..Fused::default() };
+        self.b.linear(&format!("layer.{i}.activation"), input, parameters.up, fused)
+    }
+
+    fn mask(&mut self, name: String, units: usize) -> SlotId {
+        let mask = self.b.input(name, Extent::Fixed(1), units);
+        if self.b.mode().mask_gradients {
+            self.b.want_mask_gradient(mask);
+        }
+        mask
+    }
+
+    fn tap_context(&mut self, i: usize, context: SlotId) {
+        self.layers[i].context = Some(context);
+        if self.options.keep_hooks {
+            self.b.keep(context);
+        }
+        if let (Some(taps), Some(samples)) = (&self.options.sampled, self.inputs.samples)
+            && taps.context.contains(&i)
+        {
+            let sampled = self.b.gather(&format!("ctx.{i}"), context, samples);
+            self.b.keep(sampled);
+            self.layers[i].sampled_context = Some(sampled);
+        }
+    }
+
+    fn tap_activation(&mut self, i: usize, activation: SlotId) {
+        self.layers[i].activation = Some(activation);
+        if self.options.keep_hooks {
+            self.b.keep(activation);
+        }
+        if let (Some(taps), Some(samples)) = (&self.options.sampled, self.inputs.samples)
+            && taps.activation.contains(&i)
+        {
+            let sampled = self.b.gather(&format!("ffn.{i}"), activation, samples);
+            self.b.keep(sampled);
+            self.layers[i].sampled_activation = Some(sampled);
+        }
+    }
+
+    /// Whether a calibration program has no tap left at layer `i` (after its context, where so told) or later.
+    fn taps_end_before(&self, i: usize, after_context: bool) -> bool {
+        let Some(taps) = &self.options.sampled else { return false };
+        let context = taps.context.iter().any(|&layer| if after_context { layer > i } else { layer >= i });
+        !context && !taps.activation.iter().any(|&layer| layer >= i)
+    }
+
+    /// What follows the last layer belongs to its hidden state.
+    fn top(&mut self, model: &Architecture, hidden: &mut [SlotId]) {
+        let last = hidden.len() - 1;
+        if let Some(norm) = model.parameters.final_norm {
+            hidden[last] = self.norm("final_norm", hidden[last], norm);
+        }
+        if let Some(project_out) = model.parameters.project_out {
+            hidden[last] = self.b.linear("project_out", hidden[last], project_out, Fused::default());
+        }
+    }
+}
