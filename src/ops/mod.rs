@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod bias;
 pub mod dropout;
 pub mod embed;
 pub mod gather;

@@ -274,6 +274,11 @@ impl Builder {
         Some(DropoutSite { dropout: Dropout { probability, site }, key })
     }
 
+    /// Appends an operation whose slots the caller has made: the few that models do not emit (optimiser, similarity).
+    pub fn emit(&mut self, op: Op) {
+        self.push(op);
+    }
+
     pub(crate) fn push(&mut self, op: Op) {
         self.program.ops.push(op);
     }
@@ -321,6 +326,7 @@ impl Builder {
             activation: fused.activation,
             preactivation,
             neuron_mask: fused.neuron_mask,
+            compute_masked: fused.neuron_mask.is_some_and(|mask| self.wanted_masks.contains(&mask)),
             dropout,
             residual: fused.residual,
             inner_mask: fused.inner_mask,

@@ -7,6 +7,7 @@
 use super::slot::SlotId;
 pub use crate::ops::activation::Activation;
 pub use crate::ops::dropout::Dropout;
+pub use crate::ops::optimizer::AdamWForm;
 
 /// How an operation uses a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +43,8 @@ pub struct Epilogue {
     pub preactivation: Option<SlotId>,
     /// `[1, n]`; columns with mask 0 are not computed.
     pub neuron_mask: Option<SlotId>,
+    /// Computes columns with mask 0 too: the gradient of the mask needs their pre-activation.
+    pub compute_masked: bool,
     /// Dropout of the result.
     pub dropout: Option<DropoutSite>,
     /// `[m, n]`, added last.
@@ -208,7 +211,7 @@ pub enum Op {
     ClipFactor { max_norm: f32, norm: SlotId },
     /// One AdamW step of every trained parameter. `hyper [1, 7]` = learning rate, β₁, β₂, ε, weight decay
     /// (matrices only), 1 − β₁^s, 1 − β₂^s; `norm` as [`Op::ClipFactor`] wrote it.
-    AdamW { hyper: SlotId, norm: SlotId },
+    AdamW { form: AdamWForm, hyper: SlotId, norm: SlotId },
     /// `out [n, n] = |cos|` of the columns of `x [S, n]`; zero columns give 0.
     AbsoluteCosine { x: SlotId, out: SlotId },
     /// `out [n, n]_ij = max_k |D_ik − D_jk|` with `D = 1 − cosine`.
@@ -335,7 +338,7 @@ impl Op {
             }
             Op::ZeroGradients => {}
             Op::ClipFactor { norm, .. } => all(Write, &[some(*norm)]),
-            Op::AdamW { hyper, norm } => all(Read, &[some(*hyper), some(*norm)]),
+            Op::AdamW { hyper, norm, .. } => all(Read, &[some(*hyper), some(*norm)]),
             Op::AbsoluteCosine { x, out } => {
                 all(Read, &[some(*x)]);
                 all(Write, &[some(*out)]);

@@ -74,12 +74,12 @@ impl Plan {
                         Place { buffer: Buffer::Gradients, offset: parameter.offset, ld: parameter.ld() };
                 }
                 (Element::Float, Storage::Input) => {
-                    let ld = leading_dimension(slot.cols);
+                    let ld = row_stride(slot.cols);
                     *place = Place { buffer: Buffer::Inputs, offset: inputs_len, ld };
                     inputs_len += (rows * ld).next_multiple_of(SLOT_ALIGNMENT);
                 }
                 (Element::Float, Storage::Temporary | Storage::Output) => {
-                    place.ld = arena_leading_dimension(slot.cols);
+                    place.ld = row_stride(slot.cols);
                     let len = (rows * place.ld).next_multiple_of(SLOT_ALIGNMENT);
                     if lives[id.index()].is_some() {
                         arena.push((id, len));
@@ -106,7 +106,7 @@ impl Plan {
 }
 
 /// Single columns (LayerNorm statistics, losses) are dense: padding them would cost eight times their size.
-fn arena_leading_dimension(cols: usize) -> usize {
+fn row_stride(cols: usize) -> usize {
     if cols < COLUMN_ALIGNMENT { cols } else { leading_dimension(cols) }
 }
 

@@ -123,6 +123,13 @@ struct Case {
     seed: u64,
 }
 
+impl Case {
+    /// Half of the cases compute masked columns too, as mask gradients need.
+    fn compute_masked(&self) -> bool {
+        self.seed.is_multiple_of(2)
+    }
+}
+
 /// A case with its data.
 struct Operands {
     a: Matrix,
@@ -142,6 +149,7 @@ impl Operands {
         let neuron_mask = case.neuron_mask.map(|fraction| random.mask(n, fraction));
         let inner_mask = case.inner_mask.map(|fraction| random.mask(k, fraction));
         let dead = |mask: &Option<Vec<f32>>, i: usize| mask.as_ref().is_some_and(|mask| mask[i] == 0.0);
+        let unread = |j: usize| !case.compute_masked() && dead(&neuron_mask, j);
         // What masks remove must not be read: NaN there, except in A, which promises 0.
         let mut a_value = |p: usize| if dead(&inner_mask, p) { 0.0 } else { random.value() };
         let a = if case.transpose_a {
@@ -150,14 +158,14 @@ impl Operands {
             Matrix::new(m, k, gap, f32::NAN, |_, p| a_value(p))
         };
         let mut b_value = |p: usize, j: usize| {
-            if dead(&inner_mask, p) || dead(&neuron_mask, j) { f32::NAN } else { random.value() }
+            if dead(&inner_mask, p) || unread(j) { f32::NAN } else { random.value() }
         };
         let b = if case.transpose_b {
             Matrix::new(n, k, gap, f32::NAN, |j, p| b_value(p, j))
         } else {
             Matrix::new(k, n, gap, f32::NAN, &mut b_value)
         };
-        let mut column = |j: usize| if dead(&neuron_mask, j) { f32::NAN } else { random.value() };
+        let mut column = |j: usize| if unread(j) { f32::NAN } else { random.value() };
         let bias = case.bias.then(|| (0..n).map(&mut column).collect());
         let c = Matrix::new(m, n, gap, CANARY, |_, j| if case.accumulate { column(j) } else { f32::NAN });
         let residual = case.residual.then(|| Matrix::new(m, n, gap, f32::NAN, |_, _| random.value()));
@@ -178,6 +186,7 @@ impl Operands {
             activation: case.activation,
             preactivation: case.preactivation.then(|| z.view_mut()),
             neuron_mask: self.neuron_mask.as_deref(),
+            compute_masked: case.compute_masked(),
             dropout: self.dropout,
             residual: self.residual.as_ref().map(Matrix::view),
             inner_mask: self.inner_mask.as_deref(),
@@ -199,6 +208,7 @@ impl Operands {
             accumulate: case.accumulate,
             preactivation: Some(ViewMut::dense(&mut z, case.m, case.n)),
             neuron_mask: neuron.as_deref(),
+            compute_masked: case.compute_masked(),
             inner_mask: inner.as_deref(),
             ..Epilogue::default()
         };
@@ -221,6 +231,7 @@ impl Operands {
             activation: case.activation,
             preactivation: None,
             neuron_mask: neuron.as_deref(),
+            compute_masked: case.compute_masked(),
             dropout: self.dropout,
             residual: residual.as_ref().map(wide_view),
             inner_mask: inner.as_deref(),

@@ -71,7 +71,8 @@ fn live(mask: Option<&[f32]>) -> Option<Vec<u32>> {
 
 fn product<S: Compiled>(shape: Shape, a: Operand, b: Operand, c: &mut ViewMut<f32>, epilogue: Epilogue<f32>) {
     let Shape { m, n, k } = shape;
-    let (live_columns, live_depth) = (live(epilogue.neuron_mask), live(epilogue.inner_mask));
+    let computed = epilogue.neuron_mask.filter(|_| !epilogue.compute_masked);
+    let (live_columns, live_depth) = (live(computed), live(epilogue.inner_mask));
     let depth = live_depth.as_ref().map_or(k, Vec::len);
     let columns = live_columns.as_ref().map_or(n, Vec::len);
     let method = if a.depth_contiguous && b.depth_contiguous && m.min(n) <= THIN && live_depth.is_none() {

@@ -42,6 +42,8 @@ pub struct Epilogue<'a, T> {
     pub preactivation: Option<ViewMut<'a, T>>,
     /// `[n]`; columns with mask 0 are not computed: y = 0 there, and the preactivation is written as 0.
     pub neuron_mask: Option<&'a [T]>,
+    /// Computes columns with mask 0 all the same, because the gradient of the mask needs their preactivation.
+    pub compute_masked: bool,
     /// Drops elements of y by their row and column in C.
     pub dropout: Option<AppliedDropout>,
     /// `[m, n]`, added last.
@@ -58,6 +60,7 @@ impl<T> Default for Epilogue<'_, T> {
             activation: None,
             preactivation: None,
             neuron_mask: None,
+            compute_masked: false,
             dropout: None,
             residual: None,
             inner_mask: None,

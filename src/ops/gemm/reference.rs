@@ -17,7 +17,7 @@ pub fn gemm(
     for i in 0..m {
         for j in 0..n {
             let (mut z, mut y) = (0.0, 0.0);
-            if live(epilogue.neuron_mask, j) {
+            if epilogue.compute_masked || live(epilogue.neuron_mask, j) {
                 for p in (0..k).filter(|&p| live(epilogue.inner_mask, p)) {
                     let left = if transpose_a { a.at(p, i) } else { a.at(i, p) };
                     let right = if transpose_b { b.at(j, p) } else { b.at(p, j) };

@@ -1,0 +1,338 @@
+//! The executors that run on the host: one memory and one way of binding slots, two sets of kernels.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::memory::Buffer;
+use super::{Block, Executor, ProgramId};
+use crate::error::{Error, Result};
+use crate::ops::{Elem, View, ViewMut};
+use crate::program::{self, Element, Extents, Op, Parameter, ParameterLayout, Plan, Program, SlotId};
+
+/// The operations in one precision.
+pub trait Kernels {
+    /// Element type of float slots.
+    type Element: Elem;
+    /// Name of the executor.
+    const NAME: &'static str;
+    /// Runs one operation.
+    fn run(op: &Op, binding: &Binding<'_, Self::Element>);
+}
+
+/// f32 kernels on all cores.
+#[derive(Debug)]
+pub struct CpuKernels;
+
+/// f64 loops that restate the formulas.
+#[derive(Debug)]
+pub struct ReferenceKernels;
+
+/// The fast executor of this machine's processor.
+pub type Cpu = HostExecutor<CpuKernels>;
+
+/// The f64 executor everything else is compared with.
+pub type Reference = HostExecutor<ReferenceKernels>;
+
+struct Prepared<T> {
+    program: Arc<Program>,
+    plan: Plan,
+    inputs: Buffer<T>,
+    ints: Vec<i32>,
+}
+
+/// An executor on host memory.
+pub struct HostExecutor<K: Kernels> {
+    layout: Arc<ParameterLayout>,
+    blocks: [Buffer<K::Element>; 4],
+    arena: Buffer<K::Element>,
+    programs: Vec<Prepared<K::Element>>,
+    kernels: PhantomData<K>,
+}
+
+impl<K: Kernels> HostExecutor<K> {
+    /// An executor with zeroed parameters.
+    pub fn new(layout: Arc<ParameterLayout>) -> HostExecutor<K> {
+        let parameters = Buffer::new(layout.block_len());
+        let blocks = [parameters, Buffer::new(0), Buffer::new(0), Buffer::new(0)];
+        HostExecutor { layout, blocks, arena: Buffer::new(0), programs: Vec::new(), kernels: PhantomData }
+    }
+
+    /// The block, allocated if it was not.
+    fn block(&mut self, block: Block) -> &mut Buffer<K::Element> {
+        let buffer = &mut self.blocks[block as usize];
+        if buffer.len() == 0 {
+            *buffer = Buffer::new(self.layout.block_len());
+        }
+        buffer
+    }
+
+    fn write_with(
+        &mut self,
+        id: ProgramId,
+        slot: SlotId,
+        len: usize,
+        at: impl Fn(usize) -> K::Element,
+    ) -> Result<()> {
+        let prepared = &mut self.programs[id.0];
+        let description = prepared.program.slot(slot);
+        let capacity = prepared.plan.capacity.of(description.rows);
+        let cols = description.cols;
+        if !len.is_multiple_of(cols.max(1)) || len > capacity * cols {
+            return Err(Error::shape(
+                &description.name,
+                format!("{len} values do not fill up to {capacity} rows of {cols}"),
+            ));
+        }
+        let place = prepared.plan.place(slot);
+        let buffer: &mut [K::Element] = match place.buffer {
+            program::Buffer::Inputs => prepared.inputs.as_mut_slice(),
+            program::Buffer::Arena => self.arena.as_mut_slice(),
+            program::Buffer::Parameters => self.blocks[0].as_mut_slice(),
+            program::Buffer::Gradients => self.blocks[1].as_mut_slice(),
+            program::Buffer::Ints => return Err(Error::shape(&description.name, "is an integer slot")),
+        };
+        for row in 0..len.checked_div(cols).unwrap_or(0) {
+            let start = place.offset + row * place.ld;
+            for (col, value) in buffer[start..start + cols].iter_mut().enumerate() {
+                *value = at(row * cols + col);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_with(&self, id: ProgramId, slot: SlotId, extents: &Extents, mut put: impl FnMut(K::Element)) {
+        let prepared = &self.programs[id.0];
+        let description = prepared.program.slot(slot);
+        let place = prepared.plan.place(slot);
+        let buffer: &[K::Element] = match place.buffer {
+            program::Buffer::Inputs => prepared.inputs.as_slice(),
+            program::Buffer::Arena => self.arena.as_slice(),
+            program::Buffer::Parameters => self.blocks[0].as_slice(),
+            program::Buffer::Gradients => self.blocks[1].as_slice(),
+            program::Buffer::Ints => panic!("{} is an integer slot", description.name),
+        };
+        for row in 0..extents.of(description.rows) {
+            let start = place.offset + row * place.ld;
+            buffer[start..start + description.cols].iter().for_each(|&value| put(value));
+        }
+    }
+}
+
+impl<K: Kernels> Executor for HostExecutor<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn prepare(&mut self, program: Arc<Program>, capacity: Extents) -> Result<ProgramId> {
+        if !Arc::ptr_eq(program.layout(), &self.layout) {
+            return Err(Error::shape(program.name(), "was emitted for another parameter layout"));
+        }
+        let plan = Plan::new(&program, capacity);
+        if plan.arena_len > self.arena.len() {
+            self.arena = Buffer::new(plan.arena_len);
+        }
+        for op in program.ops() {
+            if matches!(op, Op::ZeroGradients | Op::ClipFactor { .. }) {
+                self.block(Block::Gradients);
+            }
+            if matches!(op, Op::AdamW { .. }) {
+                for block in Block::ALL {
+                    self.block(block);
+                }
+            }
+        }
+        if program.slots().any(|(_, slot)| matches!(slot.storage, program::Storage::Gradient(_))) {
+            self.block(Block::Gradients);
+        }
+        let inputs = Buffer::new(plan.inputs_len);
+        let ints = vec![0; plan.ints_len];
+        self.programs.push(Prepared { program, plan, inputs, ints });
+        Ok(ProgramId(self.programs.len() - 1))
+    }
+
+    fn program(&self, id: ProgramId) -> &Arc<Program> {
+        &self.programs[id.0].program
+    }
+
+    fn plan(&self, id: ProgramId) -> &Plan {
+        &self.programs[id.0].plan
+    }
+
+    fn allocated_bytes(&self) -> usize {
+        let element = size_of::<K::Element>();
+        let blocks: usize = self.blocks.iter().map(Buffer::len).sum();
+        let programs: usize = self.programs.iter().map(|p| p.inputs.len() * element + p.ints.len() * 4).sum();
+        (blocks + self.arena.len()) * element + programs
+    }
+
+    fn write(&mut self, id: ProgramId, slot: SlotId, data: &[f32]) -> Result<()> {
+        self.write_with(id, slot, data.len(), |i| K::Element::from_f64(f64::from(data[i])))
+    }
+
+    fn write_wide(&mut self, id: ProgramId, slot: SlotId, data: &[f64]) -> Result<()> {
+        self.write_with(id, slot, data.len(), |i| K::Element::from_f64(data[i]))
+    }
+
+    fn write_ints(&mut self, id: ProgramId, slot: SlotId, data: &[i32]) -> Result<()> {
+        let prepared = &mut self.programs[id.0];
+        let description = prepared.program.slot(slot);
+        let capacity = prepared.plan.capacity.of(description.rows) * description.cols;
+        if description.element != Element::Int || data.len() > capacity {
+            let message = format!("{} integers do not fit {capacity}", data.len());
+            return Err(Error::shape(&description.name, message));
+        }
+        let offset = prepared.plan.place(slot).offset;
+        prepared.ints[offset..offset + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn run_range(&mut self, id: ProgramId, range: Range<usize>, extents: &Extents) -> Result<()> {
+        let prepared = &self.programs[id.0];
+        if !extents.fits(&prepared.plan.capacity) {
+            let message = format!("{extents:?} exceeds the planned {:?}", prepared.plan.capacity);
+            return Err(Error::shape(prepared.program.name(), message));
+        }
+        let binding = Binding {
+            program: &prepared.program,
+            plan: &prepared.plan,
+            extents,
+            ints: &prepared.ints,
+            inputs: prepared.inputs.pointer(),
+            arena: self.arena.pointer(),
+            blocks: [0, 1, 2, 3].map(|i| (self.blocks[i].pointer(), self.blocks[i].len())),
+            executor: PhantomData,
+        };
+        for op in &prepared.program.ops()[range] {
+            K::run(op, &binding);
+        }
+        Ok(())
+    }
+
+    fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) {
+        out.clear();
+        self.read_with(id, slot, extents, |value| out.push(value.to_f64() as f32));
+    }
+
+    fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Vec<f64> {
+        let mut out = Vec::new();
+        self.read_with(id, slot, extents, |value| out.push(value.to_f64()));
+        out
+    }
+
+    fn read_block(&self, block: Block) -> Vec<f32> {
+        self.blocks[block as usize].as_slice().iter().map(|value| value.to_f64() as f32).collect()
+    }
+
+    fn write_block(&mut self, block: Block, data: &[f32]) -> Result<()> {
+        let expected = self.layout.block_len();
+        if data.len() != expected {
+            let message = format!("{} values for a block of {expected}", data.len());
+            return Err(Error::shape(format!("{block:?}"), message));
+        }
+        let buffer = self.block(block).as_mut_slice();
+        for (to, &from) in buffer.iter_mut().zip(data) {
+            *to = K::Element::from_f64(f64::from(from));
+        }
+        Ok(())
+    }
+
+    fn poison(&mut self) {
+        self.arena.as_mut_slice().fill(K::Element::from_f64(f64::NAN));
+    }
+}
+
+/// The slots of a prepared program, bound to memory and to the extents of one batch.
+pub struct Binding<'a, T> {
+    program: &'a Program,
+    plan: &'a Plan,
+    extents: &'a Extents,
+    ints: &'a [i32],
+    inputs: *mut T,
+    arena: *mut T,
+    blocks: [(*mut T, usize); 4],
+    executor: PhantomData<&'a mut T>,
+}
+
+impl<'a, T: Elem> Binding<'a, T> {
+    /// The parameter table.
+    pub fn layout(&self) -> &'a ParameterLayout {
+        self.program.layout()
+    }
+
+    /// The trained parameters with their ranges in the blocks.
+    pub fn trained_parameters(&self) -> impl Iterator<Item = (&'a Parameter, Range<usize>)> {
+        let trained = self.layout().iter().map(|(_, p)| p).filter(|p| p.trainable);
+        trained.map(|p| (p, p.offset..p.offset + p.span()))
+    }
+
+    fn locate(&self, slot: SlotId) -> (*mut T, usize, usize, usize) {
+        let description = self.program.slot(slot);
+        let place = self.plan.place(slot);
+        let base = match place.buffer {
+            program::Buffer::Parameters => self.blocks[0].0,
+            program::Buffer::Gradients => self.blocks[1].0,
+            program::Buffer::Inputs => self.inputs,
+            program::Buffer::Arena => self.arena,
+            program::Buffer::Ints => panic!("{} is an integer slot", description.name),
+        };
+        // SAFETY: the plan placed the slot inside the buffer, which has at least the planned length.
+        let pointer = unsafe { base.add(place.offset) };
+        (pointer, self.extents.of(description.rows), description.cols, place.ld)
+    }
+
+    /// A slot to read.
+    pub fn view(&self, slot: SlotId) -> View<'a, T> {
+        let (pointer, rows, cols, ld) = self.locate(slot);
+        let len = if rows == 0 { 0 } else { (rows - 1) * ld + cols };
+        // SAFETY: the elements were placed by the plan inside a buffer this executor holds borrowed, and `validate`
+        // proved that the running operation writes to no slot whose memory this one shares.
+        let data = unsafe { std::slice::from_raw_parts(pointer, len) };
+        View::new(data, rows, cols, ld)
+    }
+
+    /// A slot to write.
+    pub fn view_mut(&self, slot: SlotId) -> ViewMut<'a, T> {
+        let (pointer, rows, cols, ld) = self.locate(slot);
+        // SAFETY: as in `view`; no other operand of the running operation shares these elements.
+        unsafe { ViewMut::from_raw(pointer, rows, cols, ld) }
+    }
+
+    /// A one-row (or one-column) slot to read, as a slice.
+    pub fn slice(&self, slot: SlotId) -> &'a [T] {
+        let view = self.view(slot);
+        assert!(view.rows() == 1 || view.cols() == 1 && view.ld() == 1 || view.rows() == 0);
+        view.data()
+    }
+
+    /// A one-row (or one-column) slot to write, as a slice.
+    pub fn slice_mut(&self, slot: SlotId) -> &'a mut [T] {
+        let (pointer, rows, cols, ld) = self.locate(slot);
+        assert!(rows == 1 || cols == 1 && ld == 1 || rows == 0);
+        let len = if rows == 0 { 0 } else { (rows - 1) * ld + cols };
+        // SAFETY: as in `view_mut`.
+        unsafe { std::slice::from_raw_parts_mut(pointer, len) }
+    }
+
+    /// An integer slot.
+    pub fn ints(&self, slot: SlotId) -> &'a [i32] {
+        let description = self.program.slot(slot);
+        let offset = self.plan.place(slot).offset;
+        &self.ints[offset..offset + self.extents.of(description.rows) * description.cols]
+    }
+
+    /// A block to read.
+    pub fn block(&self, block: Block) -> &'a [T] {
+        let (pointer, len) = self.blocks[block as usize];
+        // SAFETY: blocks are distinct buffers held by the executor; an operation that writes one does not read it here.
+        unsafe { std::slice::from_raw_parts(pointer, len) }
+    }
+
+    /// A block to write.
+    #[allow(clippy::mut_from_ref)]
+    pub fn block_mut(&self, block: Block) -> &'a mut [T] {
+        let (pointer, len) = self.blocks[block as usize];
+        // SAFETY: as in `block`; the operation takes each block once.
+        unsafe { std::slice::from_raw_parts_mut(pointer, len) }
+    }
+}
