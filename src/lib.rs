@@ -18,6 +18,7 @@ pub mod program;
 pub mod progress;
 pub mod prune;
 pub mod report;
+pub mod session;
 pub mod train;
 
 pub use error::{Error, Result};

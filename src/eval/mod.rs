@@ -4,6 +4,7 @@
 //! the field's reference implementations: F1 and Matthews correlation are 0 when undefined (scikit-learn), the
 //! correlations of a constant list are NaN (SciPy), so that a collapsed regression model cannot pass for a score of 0.
 
+pub mod evaluate;
 pub mod metrics;
 pub mod perplexity;
 pub mod squad;

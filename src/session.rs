@@ -1,0 +1,265 @@
+//! A model on an executor: batches in, results out.
+//!
+//! Training, evaluation, calibration and the parity tool all need the same few steps: emit a program for the model,
+//! prepare it for a capacity, write a batch to its inputs, run, read. They stand here once.
+
+use std::sync::Arc;
+
+use crate::data::batch::ModelLimits;
+use crate::data::{Batch, Targets};
+use crate::error::{Error, Result};
+use crate::exec::{Block, Cpu, Executor, ProgramId, Reference};
+use crate::model::{self, EmitOptions, Head, Model, ModelProgram};
+use crate::program::{Extents, Mode, Plan, SlotId};
+use crate::prune::UnitMasks;
+
+/// Which executor runs a model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Device {
+    /// f32 on all cores.
+    #[default]
+    Cpu,
+    /// f64, slow.
+    Reference,
+}
+
+/// How the losses of a batch's rows (or predicted tokens) are weighted.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Weighting {
+    /// Each by 1 / `total`: the mean over an optimiser step, of which a batch may be only a part.
+    Mean {
+        /// Rows (or predicted tokens) of the whole step.
+        total: usize,
+    },
+    /// Each row by itself: weights of a row sum to 1. What per-example mask gradients and losses are defined by.
+    EachRow,
+}
+
+/// A program of this session's model with its named slots.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Its number within the executor.
+    pub id: ProgramId,
+    /// The program's inputs and outputs.
+    pub slots: Arc<ModelProgram>,
+}
+
+/// A model loaded on an executor.
+pub struct Session {
+    model: Model,
+    executor: Box<dyn Executor>,
+    /// Weights of the batch fed last.
+    floats: Vec<f32>,
+}
+
+impl Session {
+    /// Copies the model's parameters to an executor.
+    pub fn new(model: Model, device: Device) -> Result<Session> {
+        let layout = model.layout().clone();
+        let mut executor: Box<dyn Executor> = match device {
+            Device::Cpu => Box::new(Cpu::new(layout)),
+            Device::Reference => Box::new(Reference::new(layout)),
+        };
+        executor.write_block(Block::Parameters, &model.values)?;
+        Ok(Session { model, executor, floats: Vec::new() })
+    }
+
+    /// The model. Its parameters are those it was loaded with until [`Session::into_model`].
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The executor.
+    pub fn executor(&mut self) -> &mut dyn Executor {
+        self.executor.as_mut()
+    }
+
+    /// Takes the model back with the parameters the executor holds now.
+    pub fn into_model(mut self) -> Model {
+        self.model.values = self.executor.read_block(Block::Parameters);
+        self.model
+    }
+
+    /// Emits and prepares a program for batches up to `capacity`.
+    pub fn prepare(&mut self, mode: Mode, options: &EmitOptions, capacity: Extents) -> Result<Prepared> {
+        let slots = Arc::new(self.model.architecture.emit(mode, options)?);
+        let id = self.executor.prepare(Arc::new(slots.program.clone()), capacity)?;
+        Ok(Prepared { id, slots })
+    }
+
+    /// The memory plan of a prepared program.
+    pub fn plan(&self, prepared: &Prepared) -> &Plan {
+        self.executor.plan(prepared.id)
+    }
+
+    /// Writes head and neuron masks to a program emitted with masks.
+    pub fn write_masks(&mut self, prepared: &Prepared, masks: &UnitMasks) -> Result<()> {
+        for (layer, slots) in prepared.slots.layers.iter().enumerate() {
+            for (slot, values) in
+                [(slots.head_mask, &masks.heads[layer]), (slots.neuron_mask, &masks.neurons[layer])]
+            {
+                if let Some(slot) = slot {
+                    self.executor.write(prepared.id, slot, values)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the random key of dropout: `draw` must differ for every forward pass of a run.
+    pub fn write_dropout_key(&mut self, prepared: &Prepared, seed: u64, draw: u64) -> Result<()> {
+        let Some(slot) = prepared.slots.inputs.dropout_key else { return Ok(()) };
+        let words = [seed as u32 as i32, (seed >> 32) as u32 as i32, draw as u32 as i32];
+        self.executor.write_ints(prepared.id, slot, &words)
+    }
+
+    /// Writes a batch to the inputs of a program; returns its extents. Token ids and lengths are checked against the
+    /// model: out-of-range values are errors, never reads out of bounds.
+    pub fn feed(&mut self, prepared: &Prepared, batch: &Batch, weighting: Weighting) -> Result<Extents> {
+        batch.check(&limits(&self.model))?;
+        check_targets(&self.model, batch)?;
+        let Session { executor, floats, model, .. } = self;
+        let (id, inputs) = (prepared.id, &prepared.slots.inputs);
+        let mut write = |slot: Option<SlotId>, values: &[i32]| match slot {
+            Some(slot) => executor.write_ints(id, slot, values),
+            None => Ok(()),
+        };
+        write(Some(inputs.input_ids), &batch.input_ids)?;
+        write(Some(inputs.cu_seqlens), &batch.cu_seqlens)?;
+        write(inputs.token_type_ids, &batch.token_type_ids)?;
+        write(Some(inputs.positions), &model::positions(model.config(), &batch.cu_seqlens)?)?;
+        let mut targets = 0;
+        if let Targets::Tokens { positions, labels } = &batch.targets {
+            write(inputs.rows, positions)?;
+            write(inputs.labels, labels)?;
+            targets = positions.len();
+        } else {
+            write(inputs.rows, &model::answer_rows(model.config(), &batch.cu_seqlens)?)?;
+        }
+        match &batch.targets {
+            Targets::Classes(classes) => write(inputs.labels, classes)?,
+            Targets::Spans { starts, ends } => {
+                write(inputs.starts, starts)?;
+                write(inputs.ends, ends)?;
+            }
+            Targets::Values(values) => {
+                if let Some(slot) = inputs.targets {
+                    executor.write(id, slot, values)?;
+                }
+            }
+            Targets::Tokens { .. } | Targets::None => {}
+        }
+        if let Some(slot) = inputs.weights {
+            fill_weights(batch, weighting, floats);
+            executor.write(id, slot, floats)?;
+        }
+        Ok(Extents {
+            tokens: batch.token_count(),
+            sequences: batch.row_count(),
+            targets,
+            samples: 0,
+            longest: batch.longest_row(),
+        })
+    }
+
+    /// Runs a program on what was fed.
+    pub fn run(&mut self, prepared: &Prepared, extents: &Extents) -> Result<()> {
+        self.executor.run(prepared.id, extents)
+    }
+
+    /// Reads a slot as dense rows.
+    pub fn read(&self, prepared: &Prepared, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) {
+        self.executor.read(prepared.id, slot, extents, out);
+    }
+
+    /// Reads a slot without narrowing.
+    pub fn read_wide(&self, prepared: &Prepared, slot: SlotId, extents: &Extents) -> Vec<f64> {
+        self.executor.read_wide(prepared.id, slot, extents)
+    }
+
+    /// The weighted sum of the batch's losses; an error naming `place` if it is not finite.
+    pub fn loss(
+        &mut self,
+        prepared: &Prepared,
+        batch: &Batch,
+        weighting: Weighting,
+        extents: &Extents,
+        place: impl FnOnce() -> String,
+    ) -> Result<f64> {
+        let Some(losses) = prepared.slots.losses else {
+            return Err(Error::shape(prepared.slots.program.name(), "was emitted without a loss"));
+        };
+        let mut values = Vec::new();
+        self.executor.read(prepared.id, losses, extents, &mut values);
+        fill_weights(batch, weighting, &mut self.floats);
+        let loss: f64 = values.iter().zip(&self.floats).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum();
+        if !loss.is_finite() {
+            return Err(Error::NotFinite { what: "the loss".into(), value: loss, place: place() });
+        }
+        Ok(loss)
+    }
+}
+
+/// Weight of each row (of each predicted token for language models).
+fn fill_weights(batch: &Batch, weighting: Weighting, out: &mut Vec<f32>) {
+    out.clear();
+    let count = batch.targets.len();
+    match (weighting, &batch.targets) {
+        (Weighting::Mean { total }, _) => out.resize(count, 1.0 / total.max(1) as f32),
+        (Weighting::EachRow, Targets::Tokens { positions, .. }) => {
+            for row in batch.cu_seqlens.windows(2) {
+                let inside = positions.iter().filter(|p| (row[0]..row[1]).contains(p)).count();
+                out.extend(std::iter::repeat_n(1.0 / inside.max(1) as f32, inside));
+            }
+        }
+        (Weighting::EachRow, _) => out.resize(count, 1.0),
+    }
+}
+
+/// What `model` can take.
+pub fn limits(model: &Model) -> ModelLimits {
+    let config = model.config();
+    ModelLimits {
+        vocabulary_size: config.vocab,
+        max_positions: config.max_length(),
+        segments: config.type_vocab,
+    }
+}
+
+/// Labels index rows of logits: out-of-range ones are errors here, not reads out of bounds there.
+fn check_targets(model: &Model, batch: &Batch) -> Result<()> {
+    let wrong = |row: usize, message: String| Err(Error::shape(format!("row {row}"), message));
+    let classes = match model.architecture.head {
+        Head::Classification { labels } => labels,
+        _ => model.config().vocab,
+    };
+    match &batch.targets {
+        Targets::Classes(labels) | Targets::Tokens { labels, .. } => {
+            let bad =
+                labels.iter().position(|&l| l != -100 && usize::try_from(l).map_or(true, |l| l >= classes));
+            if let Some(at) = bad {
+                return wrong(
+                    at,
+                    format!("the label {} is not one of the model's {classes} classes", labels[at]),
+                );
+            }
+        }
+        Targets::Spans { starts, ends } => {
+            for (row, bounds) in batch.cu_seqlens.windows(2).enumerate() {
+                let length = bounds[1] - bounds[0];
+                let inside = |position: i32| (0..length).contains(&position);
+                if !inside(starts[row]) || !inside(ends[row]) {
+                    let span = format!("{}..={}", starts[row], ends[row]);
+                    return wrong(row, format!("the answer span {span} is not inside its {length} tokens"));
+                }
+            }
+        }
+        Targets::Values(values) => {
+            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                return wrong(at, format!("the regression target is {}", values[at]));
+            }
+        }
+        Targets::None => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! A whole training run: epochs of steps, an evaluation after each, the best epoch kept, checkpoints on the way.
+//!
+//! Fine-tuning and pre-training are the same run with different data and heads. What is saved on the way is enough to
+//! continue after any interruption to the same bits ([`checkpoint`](super::checkpoint)); the model returned is that of
+//! the best epoch by the task's main metric (algorithms of the papers: "load best at the end").
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{self, Progress as Place};
+use super::recipe::Recipe;
+use super::trainer::Trainer;
+use crate::data::batcher::TrainOptions;
+use crate::data::{Dataset, Task, TrainBatcher};
+use crate::error::{Error, Result};
+use crate::eval::TaskMetrics;
+use crate::eval::evaluate::Evaluator;
+use crate::exec::Block;
+use crate::program::Extents;
+use crate::progress::Progress;
+use crate::session::Session;
+
+/// What a run is told besides its recipe.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Seed of batch order and dropout.
+    pub seed: u64,
+    /// Most tokens of a micro-batch. Part of the run's identity: it decides how sums are cut.
+    pub token_budget: usize,
+    /// Stop after so many optimiser steps, whatever the epochs; the schedule is that of the shorter run.
+    pub max_steps: Option<u64>,
+    /// Where checkpoints go; none are written without.
+    pub checkpoints: Option<PathBuf>,
+    /// Seconds between checkpoints inside an epoch.
+    pub checkpoint_seconds: f64,
+    /// Whether the parameters of the best epoch are taken at the end (otherwise the last).
+    pub keep_best: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            seed: 0,
+            token_budget: 4096,
+            max_steps: None,
+            checkpoints: None,
+            checkpoint_seconds: 300.0,
+            keep_best: true,
+        }
+    }
+}
+
+/// One epoch of the record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// From 1.
+    pub epoch: u64,
+    /// Mean training loss over the epoch's steps.
+    pub loss: f64,
+    /// Name and value of each metric after the epoch, the main one first.
+    pub metrics: Vec<(String, f64)>,
+    /// Optimiser steps done so far.
+    pub steps: u64,
+}
+
+/// What a run leaves in its checkpoints and returns.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// Finished epochs.
+    pub epochs: Vec<EpochRecord>,
+    /// Index into `epochs` of the best one.
+    pub best: Option<usize>,
+    /// Sum of the losses of the steps of the unfinished epoch.
+    pub open_loss: f64,
+    /// Number of those steps.
+    pub open_steps: u64,
+    /// Training tokens so far.
+    pub tokens: u64,
+    /// Seconds of training so far, evaluations excluded.
+    pub seconds: f64,
+}
+
+/// File that holds the parameters of the best epoch beside the checkpoint.
+const BEST: &str = "best_parameters.f32";
+
+/// Runs training to its end. `evaluation`: data and task of the evaluation after each epoch, if any.
+/// The session's parameters are those of the best (or last) epoch afterwards.
+pub fn train(
+    session: &mut Session,
+    task: &Task,
+    data: &Dataset,
+    evaluation: Option<&Dataset>,
+    recipe: &Recipe,
+    options: &Options,
+    progress: &Progress,
+) -> Result<History> {
+    recipe.check()?;
+    let lengths = data.lengths();
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let token_budget = options.token_budget.max(longest);
+    let batch_size = recipe.batch_size;
+    let train_options = TrainOptions { batch_size, token_budget, seed: options.seed, drop_last: false };
+    let mut batcher = TrainBatcher::new(lengths, train_options)?;
+    let epoch_steps = batcher.steps_per_epoch();
+    let all_steps = epoch_steps * recipe.epochs as u64;
+    let total_steps = options.max_steps.map_or(all_steps, |most| most.min(all_steps));
+    let capacity =
+        Extents { tokens: token_budget, sequences: batch_size, targets: token_budget, samples: 0, longest };
+    let mut trainer = Trainer::new(session, recipe, options.seed, total_steps, capacity)?;
+    let mut evaluator = match evaluation {
+        Some(data) => Some((Evaluator::new(session, task, data, options.token_budget, false)?, data)),
+        None => None,
+    };
+
+    let mut history = History::default();
+    let mut best: Option<(TaskMetrics, Vec<f32>)> = None;
+    let fingerprint = fingerprint(session, task, data, recipe, options, total_steps);
+    if let Some(directory) = &options.checkpoints {
+        std::fs::create_dir_all(directory).map_err(Error::io(directory, "creating"))?;
+        if let Some(place) = checkpoint::restore(directory, session.executor(), &fingerprint)? {
+            history = serde_json::from_value(place.history)
+                .map_err(|e| Error::format(directory.join(checkpoint::FILE_NAME), e.to_string()))?;
+            trainer.seek(place.step, place.draw);
+            batcher.seek(place.cursor)?;
+            best = restore_best(directory, task, &history)?;
+            progress.note(format!("resuming after step {} of {total_steps}", place.step));
+        }
+    }
+    let mut saved = Instant::now();
+    let save = |session: &mut Session, trainer: &Trainer, batcher: &TrainBatcher, history: &History| {
+        let Some(directory) = &options.checkpoints else { return Ok(()) };
+        let history = serde_json::to_value(history).map_err(|e| Error::format(directory, e.to_string()))?;
+        let place = Place {
+            step: trainer.step(),
+            draw: trainer.draw(),
+            cursor: batcher.cursor(),
+            fingerprint: fingerprint.clone(),
+            history,
+        };
+        checkpoint::save(directory, session.executor(), &place)
+    };
+
+    let mut stage = progress.stage("training", total_steps, "steps");
+    stage.advance(trainer.step());
+    while trainer.step() < total_steps {
+        if progress.interrupted() {
+            save(session, &trainer, &batcher, &history)?;
+            return Err(Error::Interrupted(match &options.checkpoints {
+                Some(directory) => format!(
+                    "training stopped after step {} of {total_steps}; {} continues with --resume",
+                    trainer.step(),
+                    directory.display()
+                ),
+                None => format!("training stopped after step {}; nothing was saved", trainer.step()),
+            }));
+        }
+        let start = Instant::now();
+        let step = batcher.next_step();
+        let report = trainer.run(session, data, &step)?;
+        history.seconds += start.elapsed().as_secs_f64();
+        history.tokens +=
+            step.micro_batches.iter().flatten().map(|&row| data.examples[row].length() as u64).sum::<u64>();
+        history.open_loss += report.loss;
+        history.open_steps += 1;
+        stage.detail(format!("loss {:.4}", history.open_loss / history.open_steps as f64));
+        stage.advance(1);
+        let epoch_ends = batcher.cursor().step == 0 || trainer.step() == total_steps;
+        if epoch_ends {
+            let mut metrics = Vec::new();
+            if let Some((evaluator, data)) = &mut evaluator {
+                let found = evaluator.run(session, task, data, progress)?.metrics;
+                metrics = found
+                    .values()
+                    .iter()
+                    .map(|(metric, value)| (metric.name().to_string(), *value))
+                    .collect();
+                if best.as_ref().is_none_or(|(best, _)| found.better_than(best)) {
+                    let parameters = session.executor().read_block(Block::Parameters);
+                    if let Some(directory) = &options.checkpoints {
+                        checkpoint::write_atomically(
+                            &directory.join(BEST),
+                            bytemuck::cast_slice(&parameters),
+                        )?;
+                    }
+                    best = Some((found, parameters));
+                    history.best = Some(history.epochs.len());
+                }
+            }
+            let loss = history.open_loss / history.open_steps as f64;
+            let epoch = history.epochs.len() as u64 + 1;
+            let shown: Vec<String> =
+                metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+            progress.note(format!("epoch {epoch}: training loss {loss:.4}  {}", shown.join("  ")));
+            history.epochs.push(EpochRecord { epoch, loss, metrics, steps: trainer.step() });
+            (history.open_loss, history.open_steps) = (0.0, 0);
+        }
+        if epoch_ends || saved.elapsed().as_secs_f64() > options.checkpoint_seconds {
+            save(session, &trainer, &batcher, &history)?;
+            saved = Instant::now();
+        }
+    }
+    if let (true, Some((_, parameters))) = (options.keep_best, &best) {
+        session.executor().write_block(Block::Parameters, parameters)?;
+    }
+    Ok(history)
+}
+
+/// Metrics and parameters of the best epoch of a resumed run.
+fn restore_best(directory: &Path, task: &Task, history: &History) -> Result<Option<(TaskMetrics, Vec<f32>)>> {
+    let Some(best) = history.best else { return Ok(None) };
+    let path = directory.join(BEST);
+    let bytes = std::fs::read(&path).map_err(Error::io(&path, "reading"))?;
+    let values = history.epochs.get(best).map(|epoch| &epoch.metrics);
+    let values = values.ok_or_else(|| Error::format(&path, "the checkpoint's history is incomplete"))?;
+    let values = task.metrics.iter().zip(values).map(|(metric, (_, value))| (*metric, *value));
+    Ok(Some((TaskMetrics::new(values.collect())?, checkpoint::floats(&bytes))))
+}
+
+/// Identifies a run: everything that decides its bits.
+fn fingerprint(
+    session: &mut Session,
+    task: &Task,
+    data: &Dataset,
+    recipe: &Recipe,
+    options: &Options,
+    total_steps: u64,
+) -> String {
+    let mut hash = blake3::Hasher::new();
+    let text = format!("{task:?}{recipe:?}{}{}{total_steps}", options.seed, options.token_budget);
+    hash.update(text.as_bytes());
+    hash.update(bytemuck::cast_slice(&session.executor().read_block(Block::Parameters)));
+    for example in &data.examples {
+        hash.update(bytemuck::cast_slice(&example.input_ids));
+        hash.update(format!("{:?}", example.target).as_bytes());
+    }
+    hash.finalize().to_hex().to_string()
+}

@@ -1,0 +1,132 @@
+//! One optimiser step: zero the gradients, run the micro-batches, clip, update.
+
+use std::sync::Arc;
+
+use super::recipe::Recipe;
+use super::update::{Update, zero_gradients};
+use crate::data::{Batch, Dataset, Step};
+use crate::error::{Error, Result};
+use crate::exec::ProgramId;
+use crate::model::EmitOptions;
+use crate::program::{AdamWForm, Extents, Mode};
+use crate::session::{Prepared, Session, Weighting};
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean loss over the step's examples (or predicted tokens), before the update.
+    pub loss: f64,
+    /// Gradient norm before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+}
+
+/// The programs of a training run and where it stands.
+#[derive(Debug)]
+pub struct Trainer {
+    recipe: Recipe,
+    seed: u64,
+    train: Prepared,
+    zero: ProgramId,
+    update: Update,
+    update_id: ProgramId,
+    /// Optimiser steps of the whole run: what the learning rate decays over.
+    total_steps: u64,
+    step: u64,
+    draw: u64,
+    batch: Batch,
+    totals: Vec<Batch>,
+    norm: Vec<f32>,
+}
+
+impl Trainer {
+    /// Emits and prepares the programs for micro-batches up to `capacity`.
+    pub fn new(
+        session: &mut Session,
+        recipe: &Recipe,
+        seed: u64,
+        total_steps: u64,
+        capacity: Extents,
+    ) -> Result<Trainer> {
+        recipe.check()?;
+        let options = EmitOptions { loss: true, ..EmitOptions::default() };
+        let train = session.prepare(Mode::TRAIN, &options, capacity)?;
+        let layout = session.model().layout().clone();
+        let update = Update::emit(layout.clone(), recipe.max_gradient_norm as f32, AdamWForm::Torch);
+        let nothing = Extents::default();
+        let update_id = session.executor().prepare(Arc::clone(&update.program), nothing)?;
+        let zero = session.executor().prepare(zero_gradients(layout), nothing)?;
+        Ok(Trainer {
+            recipe: recipe.clone(),
+            seed,
+            train,
+            zero,
+            update,
+            update_id,
+            total_steps,
+            step: 0,
+            draw: 0,
+            batch: Batch::default(),
+            totals: Vec::new(),
+            norm: Vec::new(),
+        })
+    }
+
+    /// Optimiser steps done.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Forward passes with dropout done.
+    pub fn draw(&self) -> u64 {
+        self.draw
+    }
+
+    /// Continues at a saved place.
+    pub fn seek(&mut self, step: u64, draw: u64) {
+        (self.step, self.draw) = (step, draw);
+    }
+
+    /// Runs one optimiser step on the rows of `step`, taken from `data`.
+    pub fn run(&mut self, session: &mut Session, data: &Dataset, step: &Step) -> Result<StepReport> {
+        // The mean runs over the whole step, so its size must be known before the first micro-batch. Where a row has
+        // one loss that is the number of rows; predicted tokens have to be counted.
+        let micro_batches = step.micro_batches.len();
+        self.totals.resize_with(micro_batches.max(self.totals.len()), Batch::default);
+        let mut total = 0;
+        for (batch, rows) in self.totals.iter_mut().zip(&step.micro_batches) {
+            data.fill(batch, rows, step.cursor.epoch)?;
+            total += batch.targets.len();
+        }
+        if total == 0 {
+            return Err(Error::usage("the rows of a training step have nothing to predict (no labels)"));
+        }
+        let weighting = Weighting::Mean { total };
+        let nothing = Extents::default();
+        session.executor().run(self.zero, &nothing)?;
+        let mut loss = 0.0;
+        for index in 0..micro_batches {
+            std::mem::swap(&mut self.batch, &mut self.totals[index]);
+            let extents = session.feed(&self.train, &self.batch, weighting)?;
+            session.write_dropout_key(&self.train, self.seed, self.draw)?;
+            self.draw += 1;
+            session.run(&self.train, &extents)?;
+            let place = || format!("at training step {}", self.step + 1);
+            loss += session.loss(&self.train, &self.batch, weighting, &extents, place)?;
+        }
+        let hyper = self.recipe.hyper(self.step, self.total_steps);
+        session.executor().write_wide(self.update_id, self.update.hyper, &hyper)?;
+        session.executor().run_range(self.update_id, 0..1, &nothing)?;
+        session.executor().read(self.update_id, self.update.norm, &nothing, &mut self.norm);
+        let gradient_norm = f64::from(self.norm[0]);
+        if !gradient_norm.is_finite() {
+            // Found before the update, so the parameters are still those of the last good step.
+            let place = format!("at training step {}; no parameter was changed by it", self.step + 1);
+            return Err(Error::NotFinite { what: "the gradient norm".into(), value: gradient_norm, place });
+        }
+        session.executor().run_range(self.update_id, 1..2, &nothing)?;
+        self.step += 1;
+        Ok(StepReport { loss, gradient_norm, learning_rate: hyper[0] })
+    }
+}
