@@ -18,6 +18,10 @@ pub enum Purpose {
     Masking = 3,
     /// The built-in agreement task.
     Generation = 4,
+    /// Random members of clusters.
+    Centroid = 5,
+    /// Control masks that a method must beat.
+    Control = 6,
 }
 
 /// A deterministic stream of random numbers.

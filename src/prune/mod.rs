@@ -9,7 +9,6 @@ pub mod cost;
 pub mod dual_cp;
 pub mod masks;
 pub mod overlap;
-pub mod random;
 
 pub use cost::{BudgetRecord, CostModel, LayerWidths};
 pub use masks::UnitMasks;

@@ -1,9 +1,9 @@
 //! Which unit of a cluster is kept.
 
+use crate::data::random::{Purpose, Stream};
 use crate::error::Result;
 use crate::prune::dual_cp::forest::{head_similarity, neuron_similarity};
 use crate::prune::dual_cp::{CalibrationSample, Centroid, Forest, Options, SimilarityBackend, StageTimes};
-use crate::prune::random::Choice;
 
 /// The kept heads of `layer`, one for each cluster.
 pub(super) fn heads(
@@ -83,6 +83,6 @@ fn medoid(members: &[usize], similarity: &[f32], units: usize) -> usize {
 }
 
 fn random(clusters: &[Vec<usize>], seed: u64, stream: u64) -> Vec<usize> {
-    let mut choice = Choice::new(seed, stream);
-    clusters.iter().map(|members| members[choice.below(members.len())]).collect()
+    let mut choice = Stream::new(seed, Purpose::Centroid, stream);
+    clusters.iter().map(|members| *choice.pick(members)).collect()
 }

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::random::{Purpose, Stream};
 use crate::error::Result;
 use crate::prune::clustering::{Tree, members};
 use crate::prune::cost::{BudgetRecord, CostModel};
 use crate::prune::dual_cp::{Cut, Forest, Pruned};
 use crate::prune::masks::UnitMasks;
-use crate::prune::random::Choice;
 
 /// How a control chooses the units it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -32,43 +32,51 @@ pub fn control(
     cost: &CostModel,
     seed: u64,
 ) -> Result<(UnitMasks, BudgetRecord)> {
-    // Even and odd streams below 2L belong to random centroids; controls start above any layer count.
-    const STREAM: u64 = 1 << 32;
-    let heads = keep(control, &forest.heads, &pruned.head_cut, Choice::new(seed, STREAM));
-    let neurons = keep(control, &forest.neurons, &pruned.neuron_cut, Choice::new(seed, STREAM + 1));
+    let stream = |index| Stream::new(seed, Purpose::Control, index);
+    let heads = keep(control, &forest.heads, &pruned.head_cut, stream(0));
+    let neurons = keep(control, &forest.neurons, &pruned.neuron_cut, stream(1));
     let masks = UnitMasks::from_kept(&cost.layers, &heads, &neurons);
     let record = cost.record(pruned.budget.asked, &masks)?;
     Ok((masks, record))
 }
 
-fn keep(control: Control, trees: &[Tree], cut: &Cut, mut choice: Choice) -> Vec<Vec<usize>> {
+fn keep(control: Control, trees: &[Tree], cut: &Cut, mut stream: Stream) -> Vec<Vec<usize>> {
     let layers = trees.iter().zip(&cut.clusters);
     match control {
-        Control::Random => layers.map(|(tree, &count)| choice.distinct(tree.leaves(), count)).collect(),
-        Control::RandomSpread => spread(trees, cut.clusters.iter().sum(), &mut choice),
+        Control::Random => layers
+            .map(|(tree, &count)| {
+                shuffled((0..tree.leaves()).collect(), &mut stream).into_iter().take(count).collect()
+            })
+            .collect(),
+        Control::RandomSpread => spread(trees, cut.clusters.iter().sum(), &mut stream),
         Control::Worst => {
             layers.zip(&cut.merges).map(|((tree, &count), &merges)| worst(tree, merges, count)).collect()
         }
     }
 }
 
+fn shuffled<T>(mut items: Vec<T>, stream: &mut Stream) -> Vec<T> {
+    stream.shuffle(&mut items);
+    items
+}
+
 /// One random unit of every layer, then random ones of all that are left.
-fn spread(trees: &[Tree], count: usize, choice: &mut Choice) -> Vec<Vec<usize>> {
-    let mut kept: Vec<Vec<usize>> = trees.iter().map(|tree| choice.distinct(tree.leaves(), 1)).collect();
+fn spread(trees: &[Tree], count: usize, stream: &mut Stream) -> Vec<Vec<usize>> {
+    let mut kept = vec![Vec::new(); trees.len()];
+    let mut rest = Vec::new();
+    for (layer, tree) in trees.iter().enumerate() {
+        let mut units = shuffled((0..tree.leaves()).collect::<Vec<usize>>(), stream).into_iter();
+        kept[layer].extend(units.next());
+        rest.extend(units.map(|unit| (layer, unit)));
+    }
     let already: usize = kept.iter().map(Vec::len).sum();
-    let rest: Vec<(usize, usize)> = trees
-        .iter()
-        .enumerate()
-        .flat_map(|(layer, tree)| (0..tree.leaves()).map(move |unit| (layer, unit)))
-        .filter(|&(layer, unit)| !kept[layer].contains(&unit))
-        .collect();
-    for index in choice.distinct(rest.len(), count - already) {
-        let (layer, unit) = rest[index];
+    for (layer, unit) in shuffled(rest, stream).into_iter().take(count - already) {
         kept[layer].push(unit);
     }
     kept
 }
 
+/// Whole clusters from the largest down, until `count` units are kept.
 fn worst(tree: &Tree, merges: usize, count: usize) -> Vec<usize> {
     let mut clusters = members(&tree.partition_after(merges));
     clusters.sort_by_key(|members| std::cmp::Reverse(members.len()));

@@ -1,7 +1,7 @@
 //! Dual-CP (P-pruning, LREC-COLING 2024): prune a pre-trained model before fine-tuning, from unlabelled inputs alone.
 //!
 //! ```text
-//! lengths ─ tokens ─► positions ─(model)─► CalibrationSample
+//! lengths ─ data::sampling::choose_tokens ─► positions ─(model)─► CalibrationSample
 //!                                              │  forest: |cos|, dimension mapping, distance, linkage, one tree a layer
 //!                                              ▼
 //! keep ─ split ─► budgets ─ search ─► cuts ─ centroid ─► masks      (controls: random, worst)
@@ -22,7 +22,6 @@ mod options;
 mod sample;
 mod search;
 mod split;
-mod tokens;
 
 pub use backend::{CpuBackend, ReferenceBackend, SimilarityBackend};
 pub use controls::{Control, control};
@@ -31,7 +30,6 @@ pub use options::{Centroid, OnInfeasible, Options, Search, Space, Ties};
 pub use sample::CalibrationSample;
 pub use search::{Cut, cut};
 pub use split::{FeasibleRange, Part, Split, feasible_range, split};
-pub use tokens::{TokenDraw, TokenPosition, draw_tokens, tokens_at};
 
 use serde::{Deserialize, Serialize};
 
