@@ -85,8 +85,13 @@ pub struct Progress(Arc<Shared>);
 impl Progress {
     /// Progress that tells `listener` and stops at `interrupt`.
     pub fn new(listener: impl Listener + 'static, interrupt: Interrupt) -> Progress {
+        Progress::with(Box::new(listener), interrupt)
+    }
+
+    /// The same for a listener chosen at run time.
+    pub fn with(listener: Box<dyn Listener>, interrupt: Interrupt) -> Progress {
         let kept = Mutex::default();
-        Progress(Arc::new(Shared { listener: Box::new(listener), interrupt, kept }))
+        Progress(Arc::new(Shared { listener, interrupt, kept }))
     }
 
     /// Progress nobody hears and nothing interrupts.

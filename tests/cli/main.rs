@@ -1,0 +1,6 @@
+//! The command line and what it writes, as a user meets them.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod report;
