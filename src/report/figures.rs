@@ -150,8 +150,8 @@ const RIGHT: f64 = 10.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 26.0;
 
-/// Curves over a common x, with ticks at round numbers, or nothing if there is nothing to draw.
-pub fn curves(curves: &[Curve], x_name: &str, label: &str) -> String {
+/// Curves of `y_name` over a common x, with ticks at round numbers, or nothing if there is nothing to draw.
+pub fn curves(curves: &[Curve], x_name: &str, y_name: &str) -> String {
     let finite = |p: &&[f64; 2]| p[0].is_finite() && p[1].is_finite();
     let points: Vec<[f64; 2]> = curves.iter().flat_map(|c| c.points.iter().filter(finite).copied()).collect();
     let Some(first) = points.first() else { return String::new() };
@@ -168,7 +168,8 @@ pub fn curves(curves: &[Curve], x_name: &str, label: &str) -> String {
     let x = |v: f64| LEFT + (v - x_low) / (x_high - x_low).max(1e-12) * (WIDTH - LEFT - RIGHT);
     let y = |v: f64| HEIGHT - BOTTOM - (v - y_low) / (y_high - y_low).max(1e-12) * (HEIGHT - TOP - BOTTOM);
 
-    let mut svg = Svg::new("chart", WIDTH, HEIGHT, label);
+    let caption = format!("{y_name} by {x_name}");
+    let mut svg = Svg::new("chart", WIDTH, HEIGHT, &caption);
     let y_digits = digits(&y_ticks);
     for tick in &y_ticks {
         svg.line("grid", [LEFT, y(*tick)], [WIDTH - RIGHT, y(*tick)]);
@@ -189,7 +190,7 @@ pub fn curves(curves: &[Curve], x_name: &str, label: &str) -> String {
         }
     }
     let mut out = svg.finish();
-    let _ = write!(out, r#"<p class="axis">{}</p>"#, escape(x_name));
+    let _ = write!(out, r#"<p class="axis">{}</p>"#, escape(&caption));
     out
 }
 

@@ -375,8 +375,8 @@ fn training(out: &mut String, record: &RunRecord) {
             .collect();
         let metric =
             runs.iter().flat_map(|r| &r.epochs).find_map(|e| e.metrics.iter().next().map(|(n, _)| n));
-        let _ = write!(out, "<div class=\"pair\"><div>{}", curves(&loss, "step", "training loss by step"));
-        out.push_str("<p class=\"axis\">training loss</p></div>");
+        let _ = write!(out, "<div class=\"pair\"><div>{}", curves(&loss, "step", "Training loss"));
+        out.push_str("</div>");
         if let Some(metric) = metric {
             let curve = |run: &&Training| Curve {
                 name: run.variant.clone(),
@@ -388,8 +388,8 @@ fn training(out: &mut String, record: &RunRecord) {
                     .collect(),
                 dots: true,
             };
-            let figure = curves(&runs.iter().map(curve).collect::<Vec<_>>(), "epoch", "metric by epoch");
-            let _ = write!(out, "<div>{figure}<p class=\"axis\">{}</p></div>", escape(words(metric)));
+            let figure = curves(&runs.iter().map(curve).collect::<Vec<_>>(), "epoch", &words(metric));
+            let _ = write!(out, "<div>{figure}</div>");
         }
         out.push_str("</div>");
         let rows: Vec<Vec<String>> = runs

@@ -203,7 +203,9 @@ fn same_but_for_last_bits(a: &serde_json::Value, b: &serde_json::Value) -> bool 
             let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
             (a - b).abs() <= f64::EPSILON * a.abs()
         }
-        (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_but_for_last_bits(a, b)),
+        (Array(a), Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_but_for_last_bits(a, b))
+        }
         (Object(a), Object(b)) => {
             a.keys().eq(b.keys()) && a.values().zip(b.values()).all(|(a, b)| same_but_for_last_bits(a, b))
         }
