@@ -4,7 +4,8 @@
 //!
 //! - the crate only ever sees single texts without special tokens; special tokens are added here from a
 //!   [`Template`], so truncation is the same code for every tokenizer and a truncation or padding setting baked
-//!   into a `tokenizer.json` can never take effect;
+//!   into a `tokenizer.json` can never take effect (nor can the crate's habit of not tokenising past the maximum
+//!   length, which loses all but the first windows of a long paragraph);
 //! - a pair is truncated longest first (GLUE) or window by window (SQuAD, [`super::squad`]);
 //! - the special tokens are known by their role ([`SpecialTokens`]).
 
