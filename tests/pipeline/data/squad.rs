@@ -5,7 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use secateur::data::squad::{FeatureOptions, features, read};
 use secateur::data::{LoadOptions, Split, Target, Task, Tokenizer};
-use secateur::eval::squad::evaluate;
+use secateur::eval::squad::{FeatureLogits, choose_answer, evaluate};
 use tokenizers::TruncationStrategy;
 
 use super::files::{small_tokenizer, write};
@@ -171,4 +171,47 @@ fn the_real_second_version_is_read() {
     assert_eq!((file.questions.len(), report.bad.len()), (6078, 0), "{report}");
     assert_eq!(file.questions.iter().filter(|question| question.answers.is_empty()).count(), 3168);
     assert!(read(Path::new(&path), false).unwrap().1.bad.len() == 3168);
+}
+
+proptest! {
+    /// On rows of at most 20 tokens every pair is a candidate, so the choice is the best of all pairs.
+    #[test]
+    fn the_chosen_span_is_the_best_of_all_pairs(
+        logits in proptest::collection::vec((-9i32..9, -9i32..9), 2..20), hidden in 1usize..4,
+    ) {
+        let tokens = logits.len();
+        let context: String = (0..tokens).map(|t| char::from(b'a' + t as u8)).collect();
+        let offsets: Vec<Option<(u32, u32)>> =
+            (0..tokens as u32).map(|t| (t as usize >= hidden).then_some((t, t + 1))).collect();
+        let start: Vec<f32> = logits.iter().map(|pair| pair.0 as f32).collect();
+        let end: Vec<f32> = logits.iter().map(|pair| pair.1 as f32).collect();
+        let feature = FeatureLogits { start: &start, end: &end, offsets: &offsets };
+        let chosen = choose_answer(&context, &[feature], None).unwrap();
+        let pairs = (hidden..tokens).flat_map(|first| (first..tokens).map(move |last| (first, last)));
+        let best = pairs.map(|(first, last)| start[first] + end[last]).reduce(f32::max);
+        match best {
+            None => prop_assert_eq!(chosen.text, "empty"),
+            Some(best) => {
+                let first = context.find(&chosen.text).unwrap();
+                prop_assert_eq!(start[first] + end[first + chosen.text.len() - 1], best);
+            }
+        }
+        // The null answer wins exactly where it is better by more than the threshold.
+        let null = (start[0] + end[0]) as f64;
+        let second = choose_answer(&context, &[feature], Some(1.5)).unwrap();
+        prop_assert_eq!(second.text.is_empty(), null - best.map_or(0.0, f64::from) > 1.5);
+    }
+}
+
+#[test]
+fn broken_logits_are_errors() {
+    let offsets = [None, Some((0, 3))];
+    let choose = |start: &[f32], end: &[f32]| {
+        let answered = choose_answer("dog", &[FeatureLogits { start, end, offsets: &offsets }], None);
+        answered.map(|answered| answered.text)
+    };
+    assert_eq!(choose(&[0.0, 1.0], &[0.0, 1.0]).unwrap(), "dog");
+    assert!(choose(&[0.0, f32::NAN], &[0.0, 1.0]).unwrap_err().to_string().contains("not finite"));
+    assert!(choose(&[0.0], &[0.0, 1.0]).is_err());
+    assert!(choose_answer::<f32>("dog", &[], None).is_err());
 }
