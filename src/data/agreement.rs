@@ -1,6 +1,7 @@
 //! The built-in task: is the number agreement of a sentence right?
 //!
-//! A small context-free grammar generates sentences such as "the keys that the man near my cabinets sees fall .". In half of
+//! A small context-free grammar generates sentences such as "the keys that the man near my cabinets sees fall .".
+//! In half of
 //! them the main verb is put in the wrong number. Phrases between the subject and its verb hold nouns of random
 //! number (attractors: Linzen, Dupoux & Goldberg 2016), so the noun next to the verb is no guide and a
 //! model must find the subject. It needs no download, is endless, and can be learnt by a tiny model in minutes.
@@ -361,7 +362,8 @@ mod tests {
         assert_ne!(small, sentences(Split::Dev, &SIZES, 10));
     }
 
-    /// The nearest noun is the subject in 20 % of the sentences and random in the others, so this heuristic is right in
+    /// The nearest noun is the subject in 20 % of the sentences and random in the others, so this heuristic is
+    /// right in
     /// 60 %; the first noun is the subject in 75 % and random in the rest: 87.5 %. A model that finds the subject
     /// reaches 100 %.
     #[test]

@@ -23,7 +23,8 @@ pub enum Targets {
         /// `[R]`
         ends: Vec<i32>,
     },
-    /// Language modelling: at flat position `positions[i]` of the batch the output is to be `labels[i]`. For next-token
+    /// Language modelling: at flat position `positions[i]` of the batch the output is to be `labels[i]`. For
+    /// next-token
     /// prediction the label is the following token of the same row; for masked tokens it is the original token.
     Tokens {
         /// Ascending flat positions `[P]`.

@@ -1,7 +1,8 @@
 //! Masked language modelling (Devlin et al. 2019, section 3.1): of the 15 % of tokens that are to be predicted,
 //! 80 % are replaced by the mask token, 10 % by a random token and 10 % are left as they are.
 //!
-//! The choice for a row depends only on (seed, epoch, row), so any row can be masked again at any time, on any thread.
+//! The choice for a row depends only on (seed, epoch, row), so any row can be masked again at any time, on any
+//! thread.
 
 use super::random::{Purpose, Stream};
 use super::tokenizer::Tokenizer;

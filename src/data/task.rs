@@ -110,7 +110,8 @@ pub struct Task {
     pub name: String,
     /// What is predicted.
     pub kind: TaskKind,
-    /// Class names in class order; empty where there are none, or where they are read from the training file (a table).
+    /// Class names in class order; empty where there are none, or where they are read from the training file (a
+    /// table).
     pub labels: Vec<String>,
     /// Metrics, the main one first.
     pub metrics: Vec<Metric>,
@@ -169,6 +170,15 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// Unmasked rows that are masked anew in each epoch.
+    ///
+    /// # Errors
+    /// As [`Masker::new`].
+    pub fn masked(examples: Vec<Example>, tokenizer: &Tokenizer, seed: u64) -> Result<Dataset> {
+        let report = ReadReport { rows: examples.len(), ..ReadReport::default() };
+        Ok(Dataset { examples, report, masker: Some(Masker::new(tokenizer, seed)?), ..Dataset::default() })
+    }
+
     /// Tokens of each example.
     pub fn lengths(&self) -> Vec<usize> {
         self.examples.iter().map(Example::length).collect()

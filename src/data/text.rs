@@ -174,6 +174,29 @@ pub fn masked_blocks(path: &Path, tokenizer: &Tokenizer, length: usize) -> Resul
     require_blocks(rows, path, stream.len(), block)
 }
 
+/// Short texts, one a row with the tokenizer's special tokens, unmasked: for masked language modelling of sentences
+/// that
+/// have nothing to do with each other.
+///
+/// # Errors
+/// As [`Tokenizer::encode`], and [`Error::Usage`] when a text has no token or there is no text.
+pub fn sentences(texts: &[String], tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
+    let special = tokenizer.single_template().added();
+    if texts.is_empty() {
+        return Err(Error::usage("there are no texts"));
+    }
+    texts
+        .par_iter()
+        .map(|text| {
+            let row = tokenizer.encode(text, None, max_length)?;
+            if row.ids.len() <= special {
+                return Err(Error::usage(format!("the tokenizer gives no token for {text:?}")));
+            }
+            Ok(Example { input_ids: row.ids, token_type_ids: row.token_type_ids, target: Target::None })
+        })
+        .collect()
+}
+
 fn require_blocks(rows: Vec<Example>, path: &Path, tokens: usize, block: usize) -> Result<Vec<Example>> {
     if rows.is_empty() {
         return Err(Error::format(path, format!("{tokens} tokens do not fill one block of {block}")));

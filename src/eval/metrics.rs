@@ -127,7 +127,8 @@ pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
     if r.is_nan() { r } else { r.clamp(-1.0, 1.0) }
 }
 
-/// Spearman's ρ: Pearson's r of the ranks, ties given their average rank; NaN when either list is constant or holds NaN.
+/// Spearman's ρ: Pearson's r of the ranks, ties given their average rank; NaN when either list is constant or holds
+/// NaN.
 ///
 /// # Panics
 /// When the lists differ in length.

@@ -2,7 +2,8 @@
 //!
 //! Everything here works on plain predictions and references and knows nothing of models. Undefined values follow
 //! the field's reference implementations: F1 and Matthews correlation are 0 when undefined (scikit-learn), the
-//! correlations of a constant list are NaN (SciPy), so that a collapsed regression model cannot pass for a score of 0.
+//! correlations of a constant list are NaN (SciPy), so that a collapsed regression model cannot pass for a score of
+//! 0.
 
 pub mod evaluate;
 pub mod metrics;
@@ -35,7 +36,8 @@ impl TaskMetrics {
     /// The metrics of a classification task, of predicted and true classes.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the lists differ in length or are empty, [`Error::Usage`] when the task has other metrics.
+    /// [`Error::Shape`] when the lists differ in length or are empty, [`Error::Usage`] when the task has other
+    /// metrics.
     pub fn of_classes(task: &Task, predictions: &[u32], labels: &[u32]) -> Result<Self> {
         metrics::check_lengths(predictions.len(), labels.len())?;
         let classes = 1 + predictions.iter().chain(labels).max().map_or(0, |class| *class as usize);
@@ -88,7 +90,8 @@ impl TaskMetrics {
         self.values.iter().find(|(known, _)| *known == metric).map(|(_, value)| *value)
     }
 
-    /// Whether the main value is better than another evaluation's. NaN is never better, and anything is better than NaN.
+    /// Whether the main value is better than another evaluation's. NaN is never better, and anything is better than
+    /// NaN.
     pub fn better_than(&self, other: &TaskMetrics) -> bool {
         let (metric, value) = self.main();
         let (_, old) = other.main();

@@ -122,14 +122,16 @@ pub struct Answered {
 
 /// Chooses the answer of a question from all features of it.
 ///
-/// A span's score is its start logit plus its end logit. Candidates are the 20 best starts with the 20 best ends of each
+/// A span's score is its start logit plus its end logit. Candidates are the 20 best starts with the 20 best ends of
+/// each
 /// feature, both inside the paragraph, at most 30 tokens long; of equal scores the first feature's, then the better
 /// start's wins, and of equal logits the later token counts as better. With `null_threshold` (2.0) the answer is
 /// empty when the null score, the smallest over the features of the first token's start plus end logit, exceeds the
 /// best span's score by more than the threshold.
 ///
 /// # Errors
-/// [`Error::Shape`] when a feature's lists differ in length or there is no feature, [`Error::NotFinite`] for NaN logits.
+/// [`Error::Shape`] when a feature's lists differ in length or there is no feature, [`Error::NotFinite`] for NaN
+/// logits.
 pub fn choose_answer<T: Copy + Into<f64>>(
     context: &str,
     features: &[FeatureLogits<'_, T>],

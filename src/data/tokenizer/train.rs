@@ -1,6 +1,7 @@
 //! Training a tokenizer on text, with the crate's trainers.
 //!
-//! The crate breaks ties between equally frequent pairs by token id. Its byte-level alphabet is sorted, so BPE ids depend on
+//! The crate breaks ties between equally frequent pairs by token id. Its byte-level alphabet is sorted, so BPE ids
+//! depend on
 //! the text only; but WordPiece's continuation characters (`##a`) get their ids in the order of a randomly seeded
 //! hash map. They are therefore handed to the trainer in sorted order, as tokens it has to have.
 

@@ -3,8 +3,10 @@
 use proptest::prelude::*;
 use secateur::data::masking::Masker;
 use secateur::data::sampling::{choose_rows, choose_rows_with_replacement, choose_tokens, read_indices};
-use secateur::data::text::{Grouping, blocks, causal_blocks, masked_blocks};
-use secateur::data::{Batch, Example, LoadOptions, Split, Target, Targets, Task, Tokenizer};
+use secateur::data::text::{self, Grouping, blocks, causal_blocks, masked_blocks};
+use secateur::data::{
+    Batch, Dataset, Example, LoadOptions, Split, Target, Targets, Task, Tokenizer, agreement,
+};
 
 use super::files::{small_tokenizer, write};
 use crate::support::shared;
@@ -189,6 +191,24 @@ fn a_masked_task_is_masked_anew_each_epoch() {
         assert_eq!(set.examples[[1, 3][row]].input_ids[inside], *label);
     }
     assert!(set.fill(&mut Batch::default(), &[999], 0).is_err());
+}
+
+#[test]
+fn the_corpus_of_the_built_in_task_is_masked_by_sentence() {
+    let sizes = agreement::Sizes { train: 0, dev: 20, test: 20 };
+    let corpus = agreement::corpus(50, &sizes, 2);
+    let tokenizer = agreement::tokenizer().unwrap();
+    let set = Dataset::masked(text::sentences(&corpus, &tokenizer, 64).unwrap(), &tokenizer, 1).unwrap();
+    assert_eq!(set.examples.len(), 50);
+    let mut batch = Batch::default();
+    set.fill(&mut batch, &[7, 9], 3).unwrap();
+    assert_eq!(batch.row_count(), 2);
+    assert_eq!(
+        batch.longest_row(),
+        2 + [7, 9].map(|row: usize| corpus[row].split(' ').count()).into_iter().max().unwrap()
+    );
+    assert!(!batch.targets.is_empty());
+    assert!(text::sentences(&[String::new()], &tokenizer, 64).is_err());
 }
 
 /// Token and block counts of the raw WikiText-2 test set with the GPT-2 tokenizer, line by line.
