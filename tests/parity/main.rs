@@ -5,3 +5,4 @@ mod support;
 
 mod dual_cp;
 mod metrics;
+mod ops;

@@ -8,7 +8,7 @@ use std::array;
 
 use crate::ops::View;
 use crate::ops::gemm::cpu::registers::Registers;
-use crate::ops::simd::{Isa, simd_fn};
+use crate::ops::simd::simd_fn;
 
 /// Rows of a register tile. Results have room for a multiple of this many rows.
 pub(super) const ROWS: usize = 6;
