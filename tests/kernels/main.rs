@@ -6,3 +6,8 @@ mod support;
 mod gemm;
 mod mapping;
 mod similarity;
+mod activation;
+mod common;
+mod dropout;
+mod gemm;
+mod norm;

@@ -24,10 +24,12 @@ fn gelu_erf<I: Isa>(x: f32) -> (f32, f32) {
 fn gelu_tanh<I: Isa>(x: f32) -> (f32, f32) {
     let c = x.clamp(-SATURATED, SATURATED);
     let s = c * c;
-    // ½(1 + tanh u) is the sigmoid of 2u.
-    let sigmoid = 1.0 / (1.0 + exp::<I>(-c * I::mul_add(B, s, A)));
+    // ½(1 + tanh u) is the sigmoid of 2u, and 1 − sigmoid is sigmoid·e^(−2u), which does not cancel.
+    let power = exp::<I>(-c * I::mul_add(B, s, A));
+    let sigmoid = 1.0 / (1.0 + power);
+    let finite = if power > f32::MAX { f32::MAX } else { power };
     let slope = c * I::mul_add(3.0 * B, s, A);
-    (x * sigmoid, I::mul_add(sigmoid * (1.0 - sigmoid), slope, sigmoid))
+    (x * sigmoid, I::mul_add(sigmoid * finite * sigmoid, slope, sigmoid))
 }
 
 #[inline(always)]

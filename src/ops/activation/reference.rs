@@ -5,11 +5,16 @@ use crate::ops::{View, ViewMut};
 
 const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
 
+/// ½(1 + tanh u), as the sigmoid of 2u: the sum would lose all digits where tanh u is near −1.
+fn half_one_plus_tanh(u: f64) -> f64 {
+    1.0 / (1.0 + (-2.0 * u).exp())
+}
+
 /// `x ↦ act(x)`.
 pub fn value(kind: Activation, x: f64) -> f64 {
     match kind {
         Activation::GeluErf => 0.5 * x * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2),
-        Activation::GeluTanh => 0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)).tanh()),
+        Activation::GeluTanh => x * half_one_plus_tanh(SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)),
         Activation::Relu => x.max(0.0),
         Activation::Tanh => x.tanh(),
     }
@@ -24,9 +29,9 @@ pub fn derivative(kind: Activation, x: f64) -> f64 {
             distribution + x * density
         }
         Activation::GeluTanh => {
-            let t = (SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)).tanh();
-            let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044715 * x * x);
-            0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
+            let u = SQRT_2_OVER_PI * (x + 0.044715 * x * x * x);
+            let du = SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044715 * x * x);
+            half_one_plus_tanh(u) + x * 2.0 * half_one_plus_tanh(u) * half_one_plus_tanh(-u) * du
         }
         Activation::Relu => {
             if x > 0.0 {
