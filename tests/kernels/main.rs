@@ -7,6 +7,7 @@ mod gemm;
 mod mapping;
 mod similarity;
 mod activation;
+mod attention;
 mod common;
 mod dropout;
 mod gemm;

@@ -1,0 +1,419 @@
+//! Attention against its definition: every combination of mask, dropout and causality, odd shapes, sequences of one
+//! token and of none, with error bounds propagated through the softmax.
+
+use proptest::prelude::*;
+use secateur::ops::attention::{cpu, reference};
+use secateur::ops::dropout::{AppliedDropout, Dropout, DropoutKey};
+use secateur::ops::{View, ViewMut};
+
+use crate::common::{Matrix, Random, U, Wide, assert_gradient, gamma, same_bits_on_any_threads, wide};
+
+/// What one call is given.
+#[derive(Clone, Debug)]
+struct Case {
+    /// q, k and v side by side, as a fused projection leaves them.
+    qkv: Matrix,
+    dout: Matrix,
+    cu_seqlens: Vec<i32>,
+    heads: usize,
+    head_dim: usize,
+    causal: bool,
+    mask: Option<Vec<f32>>,
+    dropout: Option<AppliedDropout>,
+    want_mask_gradient: bool,
+}
+
+/// Everything forward and backward wrote.
+#[derive(Clone, Debug)]
+struct Results<M> {
+    out: M,
+    lse: M,
+    unmasked: Option<M>,
+    dq: M,
+    dk: M,
+    dv: M,
+    dmask: Option<M>,
+}
+
+impl Case {
+    fn random(random: &mut Random, sequences: usize, longest: usize, heads: usize, head_dim: usize) -> Case {
+        let cu_seqlens = random.cu_seqlens(sequences, longest);
+        let (rows, width) = (cu_seqlens[sequences] as usize, heads * head_dim);
+        let mask = match random.below(4) {
+            0 => None,
+            1 => Some(vec![0.0; heads]),
+            _ => Some(random.mask(heads)),
+        };
+        let applied = AppliedDropout {
+            dropout: Dropout { probability: 0.25, site: 3 },
+            key: DropoutKey { seed: random.next(), draw: 9 },
+        };
+        Case {
+            qkv: Matrix::random(random, rows, 3 * width, 2, 2.0),
+            dout: Matrix::random(random, rows, width, 1, 1.0),
+            cu_seqlens,
+            heads,
+            head_dim,
+            causal: random.below(2) == 0,
+            mask,
+            dropout: (random.below(2) == 0).then_some(applied),
+            want_mask_gradient: random.below(2) == 0,
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.cu_seqlens[self.cu_seqlens.len() - 1] as usize
+    }
+    fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+    fn sequences(&self) -> usize {
+        self.cu_seqlens.len() - 1
+    }
+
+    fn run(&self) -> Results<Matrix> {
+        let (rows, width) = (self.rows(), self.width());
+        let third = |i| self.qkv.view().cols_at(i * width, width);
+        let mut out = Matrix::poisoned(rows, width, 3);
+        let mut lse = Matrix::poisoned(rows, self.heads, 1);
+        let mut unmasked = self.want_mask_gradient.then(|| Matrix::poisoned(rows, width, 0));
+        cpu::forward(
+            third(0),
+            third(1),
+            third(2),
+            &self.cu_seqlens,
+            self.heads,
+            self.head_dim,
+            self.scale(),
+            self.causal,
+            self.mask.as_deref(),
+            self.dropout,
+            out.view_mut(),
+            lse.view_mut(),
+            unmasked.as_mut().map(Matrix::view_mut),
+        );
+        // The gradients are thirds of one buffer whose rows interleave, as the fused projection wants them.
+        let mut dqkv = vec![f32::NAN; rows * 3 * width];
+        let mut dmask = self.want_mask_gradient.then(|| Matrix::poisoned(self.sequences(), self.heads, 2));
+        let start = dqkv.as_mut_ptr();
+        // SAFETY: the thirds share no element, and the buffer outlives the call.
+        let [dq, dk, dv] = [0, 1, 2]
+            .map(|i| unsafe { ViewMut::from_raw(start.wrapping_add(i * width), rows, width, 3 * width) });
+        cpu::backward(
+            third(0),
+            third(1),
+            third(2),
+            out.view(),
+            self.dout.view(),
+            lse.view(),
+            unmasked.as_ref().map(Matrix::view),
+            &self.cu_seqlens,
+            self.heads,
+            self.head_dim,
+            self.scale(),
+            self.causal,
+            self.mask.as_deref(),
+            self.dropout,
+            dq,
+            dk,
+            dv,
+            dmask.as_mut().map(Matrix::view_mut),
+        );
+        let gradient = |i: usize| {
+            let mut part = Matrix::poisoned(rows, width, 0);
+            for t in 0..rows {
+                part.view_mut().row_mut(t).copy_from_slice(&dqkv[(3 * t + i) * width..][..width]);
+            }
+            part
+        };
+        Results { out, lse, unmasked, dq: gradient(0), dk: gradient(1), dv: gradient(2), dmask }
+    }
+
+    fn exact(&self) -> Results<Wide> {
+        let qkv = self.qkv.wide();
+        self.exact_with(&qkv, self.mask.as_deref().map(wide).as_deref())
+    }
+
+    /// The reference, with q, k, v and the mask replaced.
+    fn exact_with(&self, qkv: &Wide, mask: Option<&[f64]>) -> Results<Wide> {
+        let (rows, width) = (self.rows(), self.width());
+        let third = |i| qkv.view().cols_at(i * width, width);
+        let (dout, scale) = (self.dout.wide(), f64::from(self.scale()));
+        let mut out = Wide::poisoned(rows, width);
+        let mut lse = Wide::poisoned(rows, self.heads);
+        let mut unmasked = self.want_mask_gradient.then(|| Wide::poisoned(rows, width));
+        reference::forward(
+            third(0),
+            third(1),
+            third(2),
+            &self.cu_seqlens,
+            self.heads,
+            self.head_dim,
+            scale,
+            self.causal,
+            mask,
+            self.dropout,
+            out.view_mut(),
+            lse.view_mut(),
+            unmasked.as_mut().map(Wide::view_mut),
+        );
+        let mut gradients = vec![Wide::poisoned(rows, width); 3];
+        let [dq, dk, dv] = &mut gradients[..] else { unreachable!() };
+        let mut dmask = self.want_mask_gradient.then(|| Wide::poisoned(self.sequences(), self.heads));
+        reference::backward(
+            third(0),
+            third(1),
+            third(2),
+            out.view(),
+            dout.view(),
+            lse.view(),
+            unmasked.as_ref().map(Wide::view),
+            &self.cu_seqlens,
+            self.heads,
+            self.head_dim,
+            scale,
+            self.causal,
+            mask,
+            self.dropout,
+            dq.view_mut(),
+            dk.view_mut(),
+            dv.view_mut(),
+            dmask.as_mut().map(Wide::view_mut),
+        );
+        let [dq, dk, dv] = <[Wide; 3]>::try_from(gradients).unwrap();
+        Results { out, lse, unmasked, dq, dk, dv, dmask }
+    }
+
+    /// First-order error bounds of everything `run` writes, with 1 % for the higher orders.
+    fn bounds(&self, exact: &Results<Wide>) -> Results<Wide> {
+        let (rows, width, dim) = (self.rows(), self.width(), self.head_dim);
+        let qkv = self.qkv.wide();
+        let dout = self.dout.wide();
+        let scale = f64::from(self.scale());
+        let zeros = || Wide::zeros(rows, width);
+        let (mut out, mut unmasked, mut dq, mut dk, mut dv) = (zeros(), zeros(), zeros(), zeros(), zeros());
+        let mut lse = Wide::zeros(rows, self.heads);
+        let mut dmask = Wide::zeros(self.sequences(), self.heads);
+        for b in 0..self.sequences() {
+            let (start, end) = (self.cu_seqlens[b] as usize, self.cu_seqlens[b + 1] as usize);
+            let terms = end - start;
+            for h in 0..self.heads {
+                let mask = self.mask.as_ref().map_or(1.0, |mask| f64::from(mask[h]).abs());
+                let q = |t: usize, j: usize| qkv.at(t, h * dim + j);
+                let k = |t: usize, j: usize| qkv.at(t, width + h * dim + j);
+                let v = |t: usize, j: usize| qkv.at(t, 2 * width + h * dim + j);
+                let g = |t: usize, j: usize| mask * dout.at(t, h * dim + j);
+                for t in start..end {
+                    let keys = start..if self.causal { t + 1 } else { end };
+                    let score = |key| scale * (0..dim).map(|j| q(t, j) * k(key, j)).sum::<f64>();
+                    let size = |key| scale * (0..dim).map(|j| (q(t, j) * k(key, j)).abs()).sum::<f64>();
+                    let scores: Vec<f64> = keys.clone().map(score).collect();
+                    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let log_sum = max + scores.iter().map(|s| (s - max).exp()).sum::<f64>().ln();
+                    let p: Vec<f64> = scores.iter().map(|s| (s - log_sum).exp()).collect();
+                    // A score: the product, the scaling of q, the subtraction of the maximum, exp itself.
+                    let range = scores.iter().fold(max.abs(), |m, s| m.max(s.abs()));
+                    let delta = keys.clone().map(|key| gamma(dim + 2) * size(key)).fold(0.0, f64::max)
+                        + U * (2.0 * range + 4.0);
+                    let sum_error = delta + gamma(terms.div_ceil(32) + 6);
+                    let lse_error = sum_error + U * (2.0 * log_sum.abs() + 2.0 * (terms as f64).ln() + 2.0);
+                    lse.data[t * self.heads + h] = 1.01 * lse_error;
+                    let mut factors = vec![1.0; p.len()];
+                    if let Some(dropout) = self.dropout {
+                        dropout.scale_row_f64(t * self.heads + h, 0, &mut factors);
+                    }
+                    let weights: Vec<f64> = p.iter().zip(&factors).map(|(p, f)| p * f).collect();
+                    let mut mean_error = 0.0;
+                    let mut mean_size = 0.0;
+                    for j in 0..dim {
+                        let sizes: f64 = keys.clone().zip(&weights).map(|(key, w)| w * v(key, j).abs()).sum();
+                        let error = 1.01 * (delta + sum_error + gamma(terms + 6)) * sizes;
+                        unmasked.data[t * width + h * dim + j] = error;
+                        out.data[t * width + h * dim + j] = mask * (error + 2.0 * U * sizes);
+                        mean_error += g(t, j).abs() * (error + (gamma(dim) + 2.0 * U) * sizes);
+                        mean_size += g(t, j).abs() * sizes;
+                        dmask.data[b * self.heads + h] += dout.at(t, h * dim + j).abs()
+                            * (error + 1.01 * gamma(row_terms(dim) + terms) * sizes);
+                    }
+                    let p_error = delta + lse_error + U * (log_sum.abs() + range);
+                    for (i, key) in keys.enumerate() {
+                        let dp_size: f64 =
+                            factors[i] * (0..dim).map(|j| (g(t, j) * v(key, j)).abs()).sum::<f64>();
+                        let ds_size = p[i] * (dp_size + mean_size);
+                        let ds_error =
+                            p[i] * (gamma(dim + 4) * dp_size + mean_error) + (p_error + 4.0 * U) * ds_size;
+                        for j in 0..dim {
+                            let (at_t, at_key) = (t * width + h * dim + j, key * width + h * dim + j);
+                            let error = 1.01 * scale * (ds_error + gamma(terms + 3) * ds_size);
+                            dq.data[at_t] += error * k(key, j).abs();
+                            dk.data[at_key] += error * q(t, j).abs();
+                            dv.data[at_key] +=
+                                1.01 * weights[i] * g(t, j).abs() * (p_error + gamma(terms + 5));
+                        }
+                    }
+                }
+            }
+        }
+        let wanted = |m| exact.unmasked.as_ref().map(|_| m);
+        Results {
+            out,
+            lse,
+            unmasked: wanted(unmasked),
+            dq,
+            dk,
+            dv,
+            dmask: exact.dmask.as_ref().map(|_| dmask),
+        }
+    }
+
+    /// Asserts everything within its bound.
+    fn check(&self, results: &Results<Matrix>) {
+        let exact = self.exact();
+        let bounds = self.bounds(&exact);
+        let all = [
+            ("out", &results.out, &exact.out, &bounds.out),
+            ("lse", &results.lse, &exact.lse, &bounds.lse),
+            ("dq", &results.dq, &exact.dq, &bounds.dq),
+            ("dk", &results.dk, &exact.dk, &bounds.dk),
+            ("dv", &results.dv, &exact.dv, &bounds.dv),
+        ];
+        for (name, ours, exact, bound) in all {
+            ours.assert_within(name, exact, |r, c| bound.at(r, c));
+        }
+        if let (Some(ours), Some(exact), Some(bound)) = (&results.unmasked, &exact.unmasked, &bounds.unmasked)
+        {
+            ours.assert_within("unmasked", exact, |r, c| bound.at(r, c));
+        }
+        if let (Some(ours), Some(exact), Some(bound)) = (&results.dmask, &exact.dmask, &bounds.dmask) {
+            ours.assert_within("dmask", exact, |r, c| bound.at(r, c));
+        }
+    }
+}
+
+fn row_terms(dim: usize) -> usize {
+    dim.div_ceil(32) + 8
+}
+
+fn bits(results: &Results<Matrix>) -> Vec<u32> {
+    let Results { out, lse, unmasked, dq, dk, dv, dmask } = results;
+    let always = [out, lse, dq, dk, dv].into_iter();
+    always.chain(unmasked).chain(dmask).flat_map(Matrix::bits).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn forward_and_backward_match_the_reference(seed: u64, sequences in 1usize..6, longest in 1usize..90, heads in 1usize..5, head_dim in 1usize..40) {
+        let case = Case::random(&mut Random(seed), sequences, longest, heads, head_dim);
+        case.check(&case.run());
+        same_bits_on_any_threads(|| bits(&case.run()));
+    }
+}
+
+/// Head sizes of real models, sequences across several tiles of queries and panels of keys.
+#[test]
+fn long_sequences_and_wide_heads_match_the_reference() {
+    for (seed, longest, head_dim) in [(1, 300, 64), (2, 150, 128), (3, 400, 80), (4, 130, 32)] {
+        let mut random = Random(seed);
+        let mut case = Case::random(&mut random, 2, longest, 2, head_dim);
+        for causal in [false, true] {
+            case.causal = causal;
+            case.check(&case.run());
+        }
+    }
+}
+
+/// Scores far outside the range of exp: the maximum is subtracted first.
+#[test]
+fn huge_scores_stay_finite_and_exact() {
+    let mut case = Case::random(&mut Random(5), 3, 40, 2, 16);
+    case.mask = None;
+    for t in 0..case.rows() {
+        case.qkv.view_mut().row_mut(t).iter_mut().for_each(|x| *x *= 20.0);
+    }
+    case.check(&case.run());
+}
+
+#[test]
+fn a_mask_of_ones_changes_no_bit_and_a_mask_of_zeros_leaves_zeros() {
+    let mut case = Case::random(&mut Random(11), 4, 60, 3, 16);
+    case.mask = None;
+    let without = bits(&case.run());
+    case.mask = Some(vec![1.0; 3]);
+    assert_eq!(bits(&case.run()), without);
+    case.mask = Some(vec![0.0; 3]);
+    case.want_mask_gradient = false;
+    let Results { out, lse, dq, dk, dv, .. } = case.run();
+    assert!([out, lse, dq, dk, dv].iter().flat_map(Matrix::bits).all(|bits| bits == 0));
+}
+
+/// A sequence's results do not depend on what else is in the batch.
+#[test]
+fn sequences_do_not_see_each_other() {
+    let mut case = Case::random(&mut Random(21), 3, 50, 2, 16);
+    (case.dropout, case.mask) = (None, None);
+    let together = case.run();
+    let width = case.width();
+    for pair in case.cu_seqlens.windows(2) {
+        let (start, rows) = (pair[0] as usize, (pair[1] - pair[0]) as usize);
+        let part = |from: &Matrix, cols: usize| {
+            let mut to = Matrix::poisoned(rows, cols, 0);
+            for t in 0..rows {
+                to.view_mut().row_mut(t).copy_from_slice(from.view().row(start + t));
+            }
+            to
+        };
+        let alone = Case {
+            qkv: part(&case.qkv, 3 * width),
+            dout: part(&case.dout, width),
+            cu_seqlens: vec![0, rows as i32],
+            ..case.clone()
+        };
+        let results = alone.run();
+        for (alone, together) in [
+            (&results.out, &together.out),
+            (&results.dq, &together.dq),
+            (&results.dk, &together.dk),
+            (&results.dv, &together.dv),
+        ] {
+            assert_eq!(alone.bits(), part(together, width).bits());
+        }
+    }
+}
+
+#[test]
+fn the_reference_backward_is_the_difference_quotient() {
+    for seed in 0..6 {
+        let mut random = Random(100 + seed);
+        let mut case = Case::random(&mut random, 3, 6, 2, 3);
+        case.want_mask_gradient = true;
+        case.causal = seed % 2 == 0;
+        let mask = wide(&[0.7, if seed < 3 { 0.0 } else { 1.3 }]);
+        case.mask = Some(vec![1.0; 2]);
+        let dout = case.dout.wide();
+        let loss = |qkv: &Wide, mask: &[f64]| -> f64 {
+            let out = case.exact_with(qkv, Some(mask)).out;
+            out.data.iter().zip(&dout.data).map(|(out, dout)| out * dout).sum()
+        };
+        let qkv = case.qkv.wide();
+        let results = case.exact_with(&qkv, Some(&mask));
+        let mut gradient = Wide::zeros(qkv.rows, qkv.cols);
+        for t in 0..qkv.rows {
+            for (i, part) in [&results.dq, &results.dk, &results.dv].into_iter().enumerate() {
+                let row: View<f64> = part.view();
+                gradient.view_mut().row_mut(t)[i * case.width()..][..case.width()]
+                    .copy_from_slice(row.row(t));
+            }
+        }
+        assert_gradient("dqkv", &qkv.data, &gradient.data, |data| {
+            loss(&Wide { data: data.to_vec(), ..qkv }, &mask)
+        });
+        let dmask = results.dmask.unwrap();
+        let total: Vec<f64> = (0..2).map(|h| (0..dmask.rows).map(|b| dmask.at(b, h)).sum()).collect();
+        assert_gradient("dmask", &mask, &total, |mask| loss(&qkv, mask));
+    }
+}
