@@ -160,9 +160,6 @@ impl Wide {
     pub fn at(&self, r: usize, c: usize) -> f64 {
         self.data[r * self.cols + c]
     }
-    pub fn abs(&self) -> Wide {
-        Wide { data: self.data.iter().map(|x| x.abs()).collect(), ..*self }
-    }
 }
 
 /// Asserts |ours − exact| ≤ bound element by element.

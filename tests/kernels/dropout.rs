@@ -49,13 +49,13 @@ proptest! {
     }
 }
 
-/// The kept fraction of a million independent coins lies within five standard deviations of 1 − p, for rows,
+/// The kept fraction of 200,000 independent coins lies within five standard deviations of 1 − p, for rows,
 /// columns, sites and draws that differ only a little, and masks of neighbours agree no more than chance.
 #[test]
 fn the_kept_fraction_is_that_of_independent_coins() {
     for probability in [0.1f32, 0.5, 0.9] {
         let p = f64::from(probability);
-        let (rows, cols) = (1000, 1000);
+        let (rows, cols) = (400, 500);
         let count = (rows * cols) as f64;
         let masks: Vec<Vec<bool>> = [
             applied(probability, 0, 1, 0),

@@ -11,4 +11,7 @@ mod attention;
 mod common;
 mod dropout;
 mod gemm;
+mod loss;
 mod norm;
+mod optimizer;
+mod rows;
