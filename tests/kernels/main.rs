@@ -3,15 +3,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod gemm;
-mod mapping;
-mod similarity;
 mod activation;
 mod attention;
 mod common;
 mod dropout;
 mod gemm;
 mod loss;
+mod mapping;
 mod norm;
 mod optimizer;
 mod rows;
+mod similarity;
