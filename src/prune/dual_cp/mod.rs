@@ -17,6 +17,7 @@
 mod backend;
 mod centroid;
 mod controls;
+mod executor_backend;
 mod forest;
 mod options;
 mod sample;
@@ -25,6 +26,7 @@ mod split;
 
 pub use backend::{CpuBackend, ReferenceBackend, SimilarityBackend};
 pub use controls::{Control, control};
+pub use executor_backend::ExecutorBackend;
 pub use forest::{Forest, StageTimes, peak_bytes};
 pub use options::{Centroid, OnInfeasible, Options, Search, Space, Ties};
 pub use sample::CalibrationSample;
