@@ -44,8 +44,8 @@ fn tanh_pair<I: Isa>(x: f32) -> (f32, f32) {
     (y, I::mul_add(-y, y, 1.0))
 }
 
-/// Evaluates `$run!(function)` with the (value, derivative) function of `$kind`; what the caller does not
-/// use is dropped by the compiler.
+/// Evaluates `$run` once for each kind, `$function` being its (value, derivative) pair: the choice stays outside
+/// the loops, and the half that a loop does not use is dropped by the compiler.
 macro_rules! with_function {
     ($kind:expr, $function:ident => $run:expr) => {
         match $kind {
