@@ -6,6 +6,7 @@
 
 mod bert;
 mod checkpoint;
+mod compact;
 mod config;
 mod distilbert;
 mod emit;
@@ -14,6 +15,7 @@ mod gpt2;
 mod heads;
 mod hub;
 mod initialise;
+pub mod masks;
 mod names;
 mod opt;
 pub mod parameters;
@@ -23,12 +25,14 @@ pub mod weights;
 use std::sync::Arc;
 
 pub use self::checkpoint::{HeadRequest, LoadReport};
+pub use self::compact::EmptySublayers;
 pub use self::config::{
     DropoutProbabilities, Family, LayerShape, ModelConfig, NormOrder, Sublayer, positions,
 };
 pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, SampledTaps};
 pub use self::heads::{Head, HeadParameters};
 pub use self::hub::resolve;
+pub use self::masks::{LayerWidths, UnitMasks};
 use self::parameters::{Declare, Parameters};
 use crate::error::Result;
 use crate::program::ParameterLayout;
