@@ -51,11 +51,21 @@ pub struct Architecture {
 }
 
 impl Architecture {
-    /// Declares the parameters of a model. Fails where the configuration is inconsistent or the family cannot
+    /// Declares the parameters of a model; where the head has another number of classes than the configuration, they
+    /// get new names. Fails where the configuration is inconsistent or the family cannot
     /// have the head.
-    pub fn new(config: ModelConfig, head: Head) -> Result<Architecture> {
-        config.validate()?;
+    pub fn new(mut config: ModelConfig, head: Head) -> Result<Architecture> {
         head.check(config.family)?;
+        let labels = match head {
+            Head::Classification { labels } => labels,
+            Head::Regression => 1,
+            _ => config.labels.len(),
+        };
+        // Names of other classes than the head's would be saved with the wrong number of them.
+        if labels != config.labels.len() {
+            config.labels = config::default_labels(labels);
+        }
+        config.validate()?;
         let mut layout = ParameterLayout::new();
         let bare = head == Head::Backbone;
         let prefix = match config.family {

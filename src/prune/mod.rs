@@ -9,6 +9,7 @@ pub mod clustering;
 pub mod cost;
 pub mod dual_cp;
 pub mod overlap;
+pub mod proof;
 
 pub use crate::model::masks::{self, UnitMasks};
 pub use cost::{BudgetRecord, CostModel, LayerWidths};
