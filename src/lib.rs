@@ -9,6 +9,7 @@
 //! Nothing lower imports anything higher. `docs/architecture.md` is the tour.
 
 pub mod data;
+pub mod dump;
 pub mod error;
 pub mod eval;
 pub mod exec;

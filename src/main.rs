@@ -1,5 +1,7 @@
 //! The `secateur` command. Parses, calls the library, prints.
 
+mod cli;
+
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    cli::main()
 }

@@ -135,6 +135,15 @@ impl Progress {
         self.kept().warnings.push(text);
     }
 
+    /// Adds seconds measured elsewhere to the stage of this path.
+    pub fn record_seconds(&self, stage: &str, seconds: f64) {
+        let mut kept = self.kept();
+        match kept.seconds.iter_mut().find(|known| known.stage == stage) {
+            Some(known) => known.seconds += seconds,
+            None => kept.seconds.push(StageSeconds { stage: stage.to_string(), seconds }),
+        }
+    }
+
     /// Seconds of the stages that have ended, in the order in which they first began to end.
     pub fn seconds(&self) -> Vec<StageSeconds> {
         self.kept().seconds.clone()
@@ -198,11 +207,8 @@ impl Drop for Stage {
         let path = kept.open.get(..=self.depth).map(|open| open.join(" / "));
         kept.open.truncate(self.depth);
         let Some(path) = path else { return };
-        match kept.seconds.iter_mut().find(|s| s.stage == path) {
-            Some(known) => known.seconds += seconds,
-            None => kept.seconds.push(StageSeconds { stage: path.clone(), seconds }),
-        }
         drop(kept);
+        self.progress.record_seconds(&path, seconds);
         let name = path.rsplit(" / ").next().unwrap_or(&path);
         self.progress.0.listener.end(name, self.done, seconds);
     }

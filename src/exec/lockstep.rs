@@ -39,66 +39,16 @@ impl std::fmt::Display for Divergence {
     }
 }
 
-/// Largest error allowed in a result of `op`.
+/// Relative error allowed of one operation, as a multiple of the largest magnitude in the same result.
 ///
-/// A result element is a sum of `terms` products, each with relative error u: the classic bound is `γ_n·Σ|a||b|`,
-/// `γ_n = n·u / (1 − n·u)`. Where Σ|a||b| is known from the operands (`magnitude`), that is the bound, also for sums
-/// that cancel to nothing: the gradient of a key bias is exactly zero, and what is computed is rounding noise.
-/// Elsewhere the largest result stands for it: Σab of random signs is about √n times smaller than Σ|ab|.
-fn bound(program: &Program, op: &Op, extents: &Extents, result: f64, magnitude: Option<f64>) -> f64 {
+/// A result element is a sum of at most `terms` products, each with relative error u; the classic bound is
+/// `γ_n·Σ|a||b|` with `γ_n = n·u / (1 − n·u)`. Lock-step sees results, not factors, so Σ|a||b| is bounded by
+/// the norm of the result's row times the cancellation allowance below.
+fn bound(program: &Program, op: &Op, extents: &Extents, scale: f64) -> f64 {
     const UNIT: f64 = 1.0 / 16_777_216.0; // 2^-24
+    // Sums over random signs cancel: |Σab| is about √n times smaller than Σ|ab|.
     let terms = terms(program, op, extents).max(8) as f64;
-    let from_result = terms.sqrt() * result;
-    let size = match (op, magnitude) {
-        // Every result of these operations is one such sum.
-        (Op::Gemm { .. } | Op::ColumnSum { .. }, Some(magnitude)) => magnitude + result,
-        (_, Some(magnitude)) => magnitude.max(from_result),
-        (_, None) => from_result,
-    };
-    (terms + 8.0) * UNIT * size
-}
-
-/// A bound on Σ|a||b| over the elements of the sums in `op`, from its operands before it runs; `None` for
-/// operations whose results are not plain sums.
-fn magnitude(oracle: &dyn Executor, id: ProgramId, op: &Op, extents: &Extents) -> Option<f64> {
-    let program = oracle.program(id);
-    let read = |slot: SlotId| (oracle.read_wide(id, slot, extents), program.slot(slot).cols);
-    let largest = |slot: SlotId| read(slot).0.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-    Some(match op {
-        Op::Gemm { a, transpose_a, b, transpose_b, epilogue, .. } => {
-            // Cauchy and Schwarz: Σ|a||b| ≤ ‖a‖·‖b‖, over the vectors that are multiplied.
-            let (left, right) = (norms(read(*a), *transpose_a), norms(read(*b), !*transpose_b));
-            // What follows the product multiplies its error: a GELU has slope up to 1.13.
-            let mut factor = if epilogue.activation.is_some() { 1.13 } else { 1.0 };
-            factor *= epilogue.neuron_mask.map_or(1.0, |mask| largest(mask).max(1.0));
-            factor *= epilogue.dropout.map_or(1.0, |site| 1.0 / (1.0 - f64::from(site.dropout.probability)));
-            let added = epilogue.bias.map_or(0.0, largest) + epilogue.residual.map_or(0.0, largest);
-            factor * (left * right + added)
-        }
-        Op::ColumnSum { x, .. } => column_sums(read(*x)),
-        Op::EmbedBackward { dout, .. } => column_sums(read(*dout)),
-        Op::LayerNormBackward { dy, x, .. } => {
-            // dgamma = Σ dy·x̂, and |x̂| ≤ √cols.
-            column_sums(read(*dy)) * (program.slot(*x).cols as f64).sqrt()
-        }
-        _ => return None,
-    })
-}
-
-/// Largest Euclidean norm of a row, or of a column.
-fn norms((values, cols): (Vec<f64>, usize), of_columns: bool) -> f64 {
-    let squares: Vec<f64> = if of_columns {
-        (0..cols).map(|col| values.iter().skip(col).step_by(cols).map(|v| v * v).sum()).collect()
-    } else {
-        values.chunks(cols.max(1)).map(|row| row.iter().map(|v| v * v).sum()).collect()
-    };
-    squares.into_iter().fold(0.0, f64::max).sqrt()
-}
-
-/// Largest Σ|x| of a column.
-fn column_sums((values, cols): (Vec<f64>, usize)) -> f64 {
-    let sum = |col: usize| values.iter().skip(col).step_by(cols).map(|v| v.abs()).sum();
-    (0..cols).map(sum).fold(0.0, f64::max)
+    terms * terms.sqrt() * UNIT * scale
 }
 
 /// Length of the longest sum an element of the operation's result goes through.
@@ -139,7 +89,6 @@ pub fn compare(
 ) -> Result<Option<Divergence>> {
     let program = oracle.program(oracle_id).clone();
     for (index, op) in program.ops().iter().enumerate() {
-        let magnitude = magnitude(oracle, oracle_id, op, extents);
         oracle.run_range(oracle_id, index..index + 1, extents)?;
         candidate.run_range(candidate_id, index..index + 1, extents)?;
         let mut written = Vec::new();
@@ -152,8 +101,8 @@ pub fn compare(
             let expected = oracle.read_wide(oracle_id, slot, extents);
             let found = candidate.read_wide(candidate_id, slot, extents);
             let cols = program.slot(slot).cols;
-            let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-            let bound = bound(&program, op, extents, largest, magnitude);
+            let scale = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            let bound = bound(&program, op, extents, scale);
             let worst = (0..expected.len())
                 .map(|i| {
                     let error = (expected[i] - found[i]).abs();

@@ -153,17 +153,14 @@ fn warnings(out: &mut String, record: &RunRecord) {
         let _ = write!(out, "<li>{}</li>", escape(warning));
     }
     for bad in &record.bad_rows {
-        let _ = write!(out, "<li>{}: {} unusable, left out", escape(&bad.path), bad.count);
-        if !bad.rows.is_empty() {
-            let _ = write!(out, "<details><summary>by {}</summary>", escape(&bad.unit));
-            for (number, reason) in bad.rows.iter().take(50) {
-                let _ = write!(out, "{} {number}: {}<br/>", escape(&bad.unit), escape(reason));
-            }
-            if bad.count > 50 {
-                let _ = write!(out, "and {} more, in run.json", bad.count - 50);
-            }
-            out.push_str("</details>");
+        let _ = write!(out, "<li><details><summary>{}: {} unusable</summary>", escape(&bad.path), bad.count);
+        for (number, reason) in bad.rows.iter().take(50) {
+            let _ = write!(out, "{} {number}: {}<br/>", escape(&bad.unit), escape(reason));
         }
+        if bad.count > 50 {
+            let _ = write!(out, "and {} more, in run.json", bad.count - 50);
+        }
+        out.push_str("</details>");
         out.push_str("</li>");
     }
     out.push_str("</ul></section>\n");

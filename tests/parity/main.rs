@@ -5,5 +5,4 @@ mod support;
 
 mod dual_cp;
 mod metrics;
-mod models;
 mod ops;

@@ -1,0 +1,88 @@
+//! What every command does around its work: threads, signals, progress, the record, and how results are shown.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Instant;
+
+use secateur::progress::{Interrupt, Progress};
+use secateur::report::RunRecord;
+use secateur::report::listener::{self, Verbosity};
+use secateur::session::Device;
+use secateur::{Error, Result};
+
+use super::options::GlobalOptions;
+
+/// The surroundings of a command.
+pub struct Context {
+    pub seed: u64,
+    pub device: Device,
+    pub progress: Progress,
+    device_name: &'static str,
+    threads: usize,
+    json: bool,
+    quiet: bool,
+    started: Instant,
+}
+
+impl Context {
+    /// Sets up threads, signals and progress.
+    pub fn new(global: GlobalOptions) -> Result<Context> {
+        let mut pool = rayon::ThreadPoolBuilder::new();
+        if let Some(threads) = global.threads {
+            pool = pool.num_threads(threads as usize);
+        }
+        pool.build_global().map_err(|e| Error::usage(format!("starting the worker threads: {e}")))?;
+        let interrupt = Interrupt::new();
+        let flag = interrupt.clone();
+        ctrlc::set_handler(move || {
+            if flag.request() {
+                // Asked twice: what is on disk is a `.partial` directory, which the next run recognises as left over.
+                std::process::exit(1);
+            }
+            eprintln!("stopping; once more to stop at once");
+        })
+        .map_err(|e| Error::usage(format!("installing the signal handler: {e}")))?;
+        let verbosity = match (global.json, global.quiet) {
+            (true, _) => Verbosity::Json,
+            (_, true) => Verbosity::Quiet,
+            _ => Verbosity::Normal,
+        };
+        let (device, device_name) = global.device.resolve();
+        Ok(Context {
+            seed: global.seed,
+            device,
+            progress: Progress::with(listener::for_stderr(verbosity), interrupt),
+            device_name,
+            threads: rayon::current_num_threads(),
+            json: global.json,
+            quiet: global.quiet,
+            started: Instant::now(),
+        })
+    }
+
+    /// The record of a command that begins now.
+    pub fn record(&self, command: &str) -> RunRecord {
+        let arguments = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+        RunRecord::begin(command, arguments, self.seed, self.threads, self.device_name)
+    }
+
+    /// Completes a record with stages, warnings, memory and time.
+    pub fn finish(&self, record: &mut RunRecord) {
+        record.finish(&self.progress, self.started.elapsed().as_secs_f64());
+    }
+
+    /// Shows the results: the records as one JSON object, or `text`.
+    pub fn show(&self, records: &[RunRecord], text: impl FnOnce(bool) -> String) {
+        let shown = match records {
+            _ if !self.json && self.quiet => return,
+            _ if !self.json => text(std::io::stdout().is_terminal()),
+            [record] => record.to_json(),
+            records => {
+                let runs: Vec<serde_json::Value> =
+                    records.iter().filter_map(|record| serde_json::to_value(record).ok()).collect();
+                format!("{:#}\n", serde_json::json!({ "runs": runs }))
+            }
+        };
+        // A closed pipe is the reader's choice, not a failure.
+        let _ = std::io::stdout().write_all(shown.as_bytes());
+    }
+}

@@ -1,0 +1,66 @@
+//! The command line: one file a command, shared options in `options`, what every command does around its work in
+//! `context`, and the discipline of output directories in `output`.
+
+mod context;
+mod evaluate;
+mod finetune;
+mod forward;
+mod inspect;
+mod load;
+mod options;
+mod output;
+mod prune;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use context::Context;
+use options::GlobalOptions;
+
+/// Prunes and fine-tunes BERT- and GPT-2-class language models on its own compute engine.
+///
+/// Models are directories in the Hugging Face layout (config.json, model.safetensors, tokenizer files), or names found
+/// in the local Hugging Face cache. Nothing is downloaded, nothing runs but this program.
+#[derive(Parser, Debug)]
+#[command(name = "secateur", version, max_term_width = 110, subcommand_required = true)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Prune(prune::Prune),
+    Finetune(finetune::Finetune),
+    Evaluate(evaluate::Evaluate),
+    Inspect(inspect::Inspect),
+    Forward(forward::Forward),
+}
+
+/// Exit status 0: done; 1: failed; 2: wrong usage.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let result = Context::new(cli.global).and_then(|mut context| match cli.command {
+        Command::Prune(command) => command.run(&mut context),
+        Command::Finetune(command) => command.run(&mut context),
+        Command::Evaluate(command) => command.run(&mut context),
+        Command::Inspect(command) => command.run(&mut context),
+        Command::Forward(command) => command.run(&mut context),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Options that several commands share.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use secateur::prune::clustering::Linkage;
+use secateur::prune::dual_cp;
+use secateur::session;
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Every command")]
+pub struct GlobalOptions {
+    /// Seed of every random choice. The same seed gives the same bits, whatever the number of threads.
+    #[arg(long, global = true, default_value_t = 42, value_name = "N")]
+    pub seed: u64,
+    /// Worker threads; all logical processors if not given.
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// What computes: `cpu` (f32, all cores) or `reference` (f64, slow and obvious; for checking). `auto` is the fastest
+    /// device there is.
+    #[arg(long, global = true, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// No progress, no tables; warnings and errors only.
+    #[arg(long, global = true)]
+    pub quiet: bool,
+    /// Print the run record as one JSON object on standard output, and nothing else.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Device names.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Auto,
+    Cpu,
+    Reference,
+}
+
+impl Device {
+    pub fn resolve(self) -> (session::Device, &'static str) {
+        match self {
+            Device::Auto | Device::Cpu => (session::Device::Cpu, "cpu"),
+            Device::Reference => (session::Device::Reference, "reference"),
+        }
+    }
+}
+
+/// Which model.
+#[derive(Args, Clone, Debug)]
+pub struct ModelOptions {
+    /// Directory with config.json and model.safetensors, or a name in the local Hugging Face cache
+    /// ("bert-base-uncased").
+    #[arg(long, value_name = "DIR|NAME")]
+    pub model: String,
+}
+
+/// Which task, and its data.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Task and data")]
+pub struct TaskOptions {
+    /// mrpc, sts-b, sst-2, rte, cola, qnli, qqp, mnli, mnli-mm, wnli, squad, squad-v2, lm (next token), mlm (masked
+    /// tokens), table (any CSV, TSV or JSONL with named columns), agreement (built in).
+    #[arg(long, value_name = "TASK")]
+    pub task: Option<String>,
+    /// Directory in the task's usual layout (for GLUE: train.tsv, dev.tsv), or one file for all splits. The built-in
+    /// task needs none.
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Most tokens of a row (of a block, for language modelling); longer ones are cut. Default: the task's usual.
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+    /// Use only the first N training rows.
+    #[arg(long, value_name = "N")]
+    pub train_rows: Option<usize>,
+    /// Use only the first N evaluation rows.
+    #[arg(long, value_name = "N")]
+    pub eval_rows: Option<usize>,
+    /// Task `table`: column of the (first) text.
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+    /// Task `table`: column of the second text of a pair.
+    #[arg(long, value_name = "NAME")]
+    pub pair_column: Option<String>,
+    /// Task `table`: column of the label.
+    #[arg(long, value_name = "NAME")]
+    pub label_column: Option<String>,
+    /// Task `table`: the label is a number to predict, not a class.
+    #[arg(long)]
+    pub regression: bool,
+}
+
+/// Where results go.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Output")]
+pub struct OutputOptions {
+    /// Directory to write. It appears only when everything in it is whole.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace the directory if it exists (it is removed only once the new one is whole).
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Pruning method names.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Cluster heads and neurons that respond alike, keep one of each cluster (P-pruning, LREC-COLING 2024).
+    DualCp,
+    /// Control: random units, in every layer as many as dual-cp keeps there.
+    Random,
+    /// Control: random units anywhere, in all as many as dual-cp keeps.
+    RandomSpread,
+    /// Control: the members of the largest clusters, everything else removed.
+    Worst,
+}
+
+/// Sets of choices.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// The paper's text.
+    Paper,
+    /// The authors' released code, its slips included, mask for mask.
+    Authors,
+    /// The paper with an exact budget search.
+    Default,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkageName {
+    /// Mean distance of all pairs.
+    Average,
+    /// Largest distance of all pairs.
+    Complete,
+}
+
+impl From<LinkageName> for Linkage {
+    fn from(name: LinkageName) -> Linkage {
+        match name {
+            LinkageName::Average => Linkage::Average,
+            LinkageName::Complete => Linkage::Complete,
+        }
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpaceName {
+    /// 1 − similarity (the paper).
+    Direct,
+    /// Chebyshev distance of rows of the distance matrix (the authors' code).
+    Profile,
+}
+
+impl From<SpaceName> for dual_cp::Space {
+    fn from(name: SpaceName) -> dual_cp::Space {
+        match name {
+            SpaceName::Direct => dual_cp::Space::Direct,
+            SpaceName::Profile => dual_cp::Space::Profile,
+        }
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CentroidName {
+    /// The member with the largest mean magnitude (the paper).
+    Member,
+    /// A random member.
+    Random,
+    /// The member nearest to the others.
+    ClusterCentre,
+    /// As the authors' code reads it, slip included.
+    AuthorsHeadPrefix,
+}
+
+impl From<CentroidName> for dual_cp::Centroid {
+    fn from(name: CentroidName) -> dual_cp::Centroid {
+        match name {
+            CentroidName::Member => dual_cp::Centroid::Member,
+            CentroidName::Random => dual_cp::Centroid::Random,
+            CentroidName::ClusterCentre => dual_cp::Centroid::ClusterCentre,
+            CentroidName::AuthorsHeadPrefix => dual_cp::Centroid::AuthorsHeadPrefix,
+        }
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnInfeasibleName {
+    /// Fail, and say which budgets can be reached.
+    Error,
+    /// Leave the part that runs out one unit a layer and take the rest from the other part.
+    Shift,
+}
+
+/// How to prune.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Pruning")]
+pub struct PruneOptions {
+    /// What decides which units stay.
+    #[arg(long, value_enum, default_value_t = Method::DualCp)]
+    pub method: Method,
+    /// Fraction of the blocks' FLOPs to keep, above 0 and at most 1: 0.6 keeps 60 %. Several, separated by commas or
+    /// repeated, come from one calibration; each gets its own directory `keep-F` in the output.
+    #[arg(long, value_name = "F", value_delimiter = ',', required = true)]
+    pub keep_flops: Vec<f64>,
+    /// Set of choices to start from; the options below change single ones.
+    #[arg(long, value_enum, default_value_t = Profile::Default)]
+    pub profile: Profile,
+    /// FLOPs removed from the FFN for each removed from attention (λ). Default 5.
+    #[arg(long, value_name = "RATIO")]
+    pub lambda: Option<f64>,
+    /// Step of the threshold search (δ), for the profiles that step: 0.001 in the paper, 0.0005 in the code. Giving it
+    /// chooses that search.
+    #[arg(long, value_name = "STEP")]
+    pub delta: Option<f64>,
+    /// Tokens whose activations are compared. Default 200.
+    #[arg(long, value_name = "N")]
+    pub calibration_tokens: Option<usize>,
+    /// Training rows the tokens are drawn from; all if there are fewer.
+    #[arg(long, value_name = "N", default_value_t = 3000)]
+    pub calibration_rows: usize,
+    /// Linkage of the cluster trees.
+    #[arg(long, value_enum)]
+    pub linkage: Option<LinkageName>,
+    /// Distance of the cluster trees.
+    #[arg(long, value_enum)]
+    pub space: Option<SpaceName>,
+    /// Which member of a cluster is kept.
+    #[arg(long, value_enum)]
+    pub centroid: Option<CentroidName>,
+    /// What to do with a budget that λ makes impossible.
+    #[arg(long, value_enum)]
+    pub on_infeasible: Option<OnInfeasibleName>,
+    /// Use exactly these rows (safetensors with input_ids and cu_seqlens) instead of drawing from the data.
+    #[arg(long, value_name = "FILE")]
+    pub calibration_inputs: Option<PathBuf>,
+    /// Use exactly these tokens: flat indices into the concatenated rows (safetensors with `token_indices`, or a JSON
+    /// list).
+    #[arg(long, value_name = "FILE", requires = "calibration_inputs")]
+    pub token_indices: Option<PathBuf>,
+    /// Sequence length T at which FLOPs are counted; may be fractional. Default: the mean length of the rows read, or
+    /// the published value of the task with the profiles `paper` and `authors`.
+    #[arg(long, value_name = "TOKENS")]
+    pub cost_length: Option<f64>,
+}
+
+/// How to train.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Training")]
+pub struct TrainOptions {
+    /// Hyper-parameters to start from: glue, bert-paper, squad, lm-paper, lm-readme. Default: squad for SQuAD, lm-paper
+    /// for language modelling, glue otherwise.
+    #[arg(long, value_name = "NAME")]
+    pub recipe: Option<String>,
+    /// Peak learning rate.
+    #[arg(long, value_name = "RATE")]
+    pub learning_rate: Option<f64>,
+    /// Rows of an optimiser step.
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Passes over the training rows.
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<usize>,
+    /// Stop after N optimiser steps; the learning rate decays over these.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Fraction of the steps over which the learning rate rises from 0.
+    #[arg(long, value_name = "FRACTION")]
+    pub warmup: Option<f64>,
+    /// Decoupled weight decay of matrices.
+    #[arg(long, value_name = "RATE")]
+    pub weight_decay: Option<f64>,
+    /// Continue an interrupted run, to the same bits as if it had not been interrupted.
+    #[arg(long)]
+    pub resume: bool,
+}
