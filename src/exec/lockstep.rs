@@ -39,16 +39,76 @@ impl std::fmt::Display for Divergence {
     }
 }
 
-/// Relative error allowed of one operation, as a multiple of the largest magnitude in the same result.
-///
-/// A result element is a sum of at most `terms` products, each with relative error u; the classic bound is
-/// `γ_n·Σ|a||b|` with `γ_n = n·u / (1 − n·u)`. Lock-step sees results, not factors, so Σ|a||b| is bounded by
-/// the norm of the result's row times the cancellation allowance below.
+/// Error allowed of one operation: γ_n·(scale of the terms it sums), with n the longest sum behind an element, its
+/// roundings and those of the (at most four) element-wise steps around it, and γ_n = n·u / (1 − n·u).
 fn bound(program: &Program, op: &Op, extents: &Extents, scale: f64) -> f64 {
     const UNIT: f64 = 1.0 / 16_777_216.0; // 2^-24
-    // Sums over random signs cancel: |Σab| is about √n times smaller than Σ|ab|.
-    let terms = terms(program, op, extents).max(8) as f64;
-    terms * terms.sqrt() * UNIT * scale
+    let roundings = terms(program, op, extents) as f64 + 8.0;
+    4.0 * roundings * UNIT / (1.0 - roundings * UNIT) * scale
+}
+
+/// A bound on the sum of magnitudes behind any element of the operation's results. `largest` is the largest magnitude
+/// of a slot, `row` and `column` the largest Euclidean norm of one of its rows or columns.
+///
+/// For products this is Cauchy–Schwarz, so it holds however much cancels (the gradient of a key bias is zero in exact
+/// arithmetic). Gradients are linear in the upstream gradient, which bounds them together with their other factors.
+fn scale(
+    op: &Op,
+    largest: impl Fn(SlotId) -> f64,
+    row: impl Fn(SlotId) -> f64,
+    column: impl Fn(SlotId) -> f64,
+) -> f64 {
+    let at_least_one = |slot: SlotId| largest(slot).max(1.0);
+    match op {
+        Op::Gemm { a, transpose_a, b, transpose_b, .. } => {
+            let left = if *transpose_a { column(*a) } else { row(*a) };
+            let right = if *transpose_b { row(*b) } else { column(*b) };
+            left * right
+        }
+        Op::ColumnSum { x, .. } => largest(*x),
+        // (x − mean)·rstd cancels: an error of x is scaled by rstd and gamma.
+        Op::LayerNorm { x, gamma, rstd, .. } => largest(*x) * at_least_one(*rstd) * at_least_one(*gamma),
+        Op::LayerNormBackward { dy, x, gamma, rstd, .. } => {
+            largest(*dy) * at_least_one(*gamma) * at_least_one(*rstd).powi(2) * at_least_one(*x)
+        }
+        // Scores are rounded before they are exponentiated: an error of a score is a relative error of a probability.
+        Op::Attention { q, k, v, .. } => largest(*v) * (1.0 + row(*q) * row(*k)),
+        Op::AttentionBackward { q, k, v, dout, unmasked, .. } => {
+            let context = unmasked.map_or(1.0, &at_least_one);
+            let factors = at_least_one(*q) * at_least_one(*k) * at_least_one(*v);
+            largest(*dout) * factors * context * (1.0 + row(*q) * row(*k))
+        }
+        Op::ActivationBackward { dy, preactivation, .. } => largest(*dy) * at_least_one(*preactivation),
+        Op::EmbedBackward { dout, .. } => largest(*dout),
+        Op::ScatterAdd { dy, .. } => largest(*dy),
+        Op::Add { x, .. } => largest(*x),
+        Op::CrossEntropy { logits, .. } | Op::SpanLoss { logits, .. } => at_least_one(*logits),
+        Op::LinearCrossEntropy { x, w, .. } => {
+            at_least_one(*x) * at_least_one(*w) * (1.0 + row(*x) * row(*w))
+        }
+        Op::Distillation { student, teacher, temperature, .. } => {
+            at_least_one(*student) * at_least_one(*teacher) * f64::from(temperature.max(1.0)).powi(2)
+        }
+        Op::MeanSquaredError { x, targets, .. } => (at_least_one(*x) + at_least_one(*targets)).powi(2),
+        // Results are at least as large as what is rounded on the way to them.
+        _ => 0.0,
+    }
+}
+
+/// Largest magnitude, and largest Euclidean norm of a row and of a column.
+fn norms(values: &[f64], cols: usize) -> [f64; 3] {
+    let mut columns = vec![0.0; cols];
+    let (mut largest, mut row_norm) = (0.0f64, 0.0f64);
+    for row in values.chunks(cols.max(1)) {
+        let mut sum = 0.0;
+        for (value, column) in row.iter().zip(&mut columns) {
+            largest = largest.max(value.abs());
+            sum += value * value;
+            *column += value * value;
+        }
+        row_norm = row_norm.max(sum.sqrt());
+    }
+    [largest, row_norm, columns.iter().fold(0.0f64, |m, c| m.max(c.sqrt()))]
 }
 
 /// Length of the longest sum an element of the operation's result goes through.
@@ -89,6 +149,13 @@ pub fn compare(
 ) -> Result<Option<Divergence>> {
     let program = oracle.program(oracle_id).clone();
     for (index, op) in program.ops().iter().enumerate() {
+        let mut before = 0.0f64;
+        op.visit(|slot, access| {
+            if access == Access::Update {
+                before = before
+                    .max(norms(&oracle.read_wide(oracle_id, slot, extents), program.slot(slot).cols)[0]);
+            }
+        });
         oracle.run_range(oracle_id, index..index + 1, extents)?;
         candidate.run_range(candidate_id, index..index + 1, extents)?;
         let mut written = Vec::new();
@@ -97,11 +164,16 @@ pub fn compare(
                 written.push(slot);
             }
         });
+        let of = |which: usize| {
+            let (oracle, program) = (&*oracle, &program);
+            move |slot| norms(&oracle.read_wide(oracle_id, slot, extents), program.slot(slot).cols)[which]
+        };
+        let terms_scale = scale(op, of(0), of(1), of(2)).max(before);
         for slot in written {
             let expected = oracle.read_wide(oracle_id, slot, extents);
             let found = candidate.read_wide(candidate_id, slot, extents);
             let cols = program.slot(slot).cols;
-            let scale = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            let scale = expected.iter().fold(terms_scale, |m, v| m.max(v.abs()));
             let bound = bound(&program, op, extents, scale);
             let worst = (0..expected.len())
                 .map(|i| {

@@ -144,67 +144,100 @@ pub fn train(
 
     let mut stage = progress.stage("training", total_steps, "steps");
     stage.advance(trainer.step());
-    while trainer.step() < total_steps {
-        if progress.interrupted() {
+    loop {
+        // An epoch is closed by its evaluation, which may be what was interrupted.
+        let at_end = batcher.cursor().step == 0 || trainer.step() == total_steps;
+        let closing = history.open_steps > 0 && at_end;
+        if trainer.step() == total_steps && !closing {
+            break;
+        }
+        let mut interrupted = progress.interrupted();
+        if closing && !interrupted {
+            let evaluator = evaluator.as_mut().map(|(evaluator, data)| (evaluator, *data));
+            match close_epoch(
+                session,
+                task,
+                evaluator,
+                trainer.step(),
+                &mut history,
+                &mut best,
+                options,
+                progress,
+            ) {
+                Err(Error::Interrupted(_)) => interrupted = true,
+                other => other?,
+            }
+        }
+        if interrupted || closing || saved.elapsed().as_secs_f64() > options.checkpoint_seconds {
             save(session, &trainer, &batcher, &history)?;
-            return Err(Error::Interrupted(match &options.checkpoints {
-                Some(directory) => format!(
-                    "training stopped after step {} of {total_steps}; {} continues with --resume",
-                    trainer.step(),
-                    directory.display()
-                ),
-                None => format!("training stopped after step {}; nothing was saved", trainer.step()),
-            }));
+            saved = Instant::now();
+        }
+        if interrupted {
+            return Err(stopped(&trainer, total_steps, options));
+        }
+        if closing {
+            continue;
         }
         let start = Instant::now();
         let step = batcher.next_step();
         let report = trainer.run(session, data, &step)?;
         history.seconds += start.elapsed().as_secs_f64();
-        history.tokens +=
-            step.micro_batches.iter().flatten().map(|&row| data.examples[row].length() as u64).sum::<u64>();
+        let rows = step.micro_batches.iter().flatten();
+        history.tokens += rows.map(|&row| data.examples[row].length() as u64).sum::<u64>();
         history.open_loss += report.loss;
         history.open_steps += 1;
         stage.detail(format!("loss {:.4}", history.open_loss / history.open_steps as f64));
         stage.advance(1);
-        let epoch_ends = batcher.cursor().step == 0 || trainer.step() == total_steps;
-        if epoch_ends {
-            let mut metrics = Vec::new();
-            if let Some((evaluator, data)) = &mut evaluator {
-                let found = evaluator.run(session, task, data, progress)?.metrics;
-                metrics = found
-                    .values()
-                    .iter()
-                    .map(|(metric, value)| (metric.name().to_string(), *value))
-                    .collect();
-                if best.as_ref().is_none_or(|(best, _)| found.better_than(best)) {
-                    let parameters = session.executor().read_block(Block::Parameters);
-                    if let Some(directory) = &options.checkpoints {
-                        checkpoint::write_atomically(
-                            &directory.join(BEST),
-                            bytemuck::cast_slice(&parameters),
-                        )?;
-                    }
-                    best = Some((found, parameters));
-                    history.best = Some(history.epochs.len());
-                }
-            }
-            let loss = history.open_loss / history.open_steps as f64;
-            let epoch = history.epochs.len() as u64 + 1;
-            let shown: Vec<String> =
-                metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-            progress.note(format!("epoch {epoch}: training loss {loss:.4}  {}", shown.join("  ")));
-            history.epochs.push(EpochRecord { epoch, loss, metrics, steps: trainer.step() });
-            (history.open_loss, history.open_steps) = (0.0, 0);
-        }
-        if epoch_ends || saved.elapsed().as_secs_f64() > options.checkpoint_seconds {
-            save(session, &trainer, &batcher, &history)?;
-            saved = Instant::now();
-        }
     }
     if let (true, Some((_, parameters))) = (options.keep_best, &best) {
         session.executor().write_block(Block::Parameters, parameters)?;
     }
     Ok(history)
+}
+
+/// What an interrupted run says.
+fn stopped(trainer: &Trainer, total_steps: u64, options: &Options) -> Error {
+    let step = trainer.step();
+    Error::Interrupted(match &options.checkpoints {
+        Some(directory) => format!(
+            "training stopped after step {step} of {total_steps}; its checkpoint in {} continues with --resume",
+            directory.display()
+        ),
+        None => format!("training stopped after step {step} of {total_steps}; nothing was saved"),
+    })
+}
+
+/// Evaluates at the end of an epoch, keeps the parameters if they are the best so far, and records the epoch.
+fn close_epoch(
+    session: &mut Session,
+    task: &Task,
+    evaluation: Option<(&mut Evaluator, &Dataset)>,
+    steps: u64,
+    history: &mut History,
+    best: &mut Option<(TaskMetrics, Vec<f32>)>,
+    options: &Options,
+    progress: &Progress,
+) -> Result<()> {
+    let mut metrics = Vec::new();
+    if let Some((evaluator, data)) = evaluation {
+        let found = evaluator.run(session, task, data, progress)?.metrics;
+        metrics = found.values().iter().map(|(metric, value)| (metric.name().to_string(), *value)).collect();
+        if best.as_ref().is_none_or(|(best, _)| found.better_than(best)) {
+            let parameters = session.executor().read_block(Block::Parameters);
+            if let Some(directory) = &options.checkpoints {
+                checkpoint::write_atomically(&directory.join(BEST), bytemuck::cast_slice(&parameters))?;
+            }
+            *best = Some((found, parameters));
+            history.best = Some(history.epochs.len());
+        }
+    }
+    let loss = history.open_loss / history.open_steps as f64;
+    let epoch = history.epochs.len() as u64 + 1;
+    let shown: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    progress.note(format!("epoch {epoch}: training loss {loss:.4}  {}", shown.join("  ")));
+    history.epochs.push(EpochRecord { epoch, loss, metrics, steps });
+    (history.open_loss, history.open_steps) = (0.0, 0);
+    Ok(())
 }
 
 /// Metrics and parameters of the best epoch of a resumed run.

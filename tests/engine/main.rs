@@ -1,0 +1,11 @@
+//! The engine as a whole: plans, executors in lock-step, gradients of whole models, training that repeats and resumes.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod calibration;
+mod gradients;
+mod lockstep;
+mod models;
+mod plan;
+mod training;
