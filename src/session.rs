@@ -94,14 +94,8 @@ impl Session {
 
     /// Writes head and neuron masks to a program emitted with masks.
     pub fn write_masks(&mut self, prepared: &Prepared, masks: &UnitMasks) -> Result<()> {
-        for (layer, slots) in prepared.slots.layers.iter().enumerate() {
-            for (slot, values) in
-                [(slots.head_mask, &masks.heads[layer]), (slots.neuron_mask, &masks.neurons[layer])]
-            {
-                if let Some(slot) = slot {
-                    self.executor.write(prepared.id, slot, values)?;
-                }
-            }
+        for (slot, values) in prepared.slots.mask_inputs(masks)? {
+            self.executor.write(prepared.id, slot, values)?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::config::{ModelConfig, default_labels};
+use super::config::ModelConfig;
 use super::heads::Head;
 use super::parameters::linear_ids;
 use super::weights::{self, Rows, TensorFiles};
@@ -43,7 +43,7 @@ impl Model {
         if !path.is_file() {
             return Err(Error::format(directory, "holds no config.json; it is not a model directory"));
         }
-        let mut config = ModelConfig::read(&path)?;
+        let config = ModelConfig::read(&path)?;
         let saved_labels = config.labels.len();
         let head = match request {
             HeadRequest::AsSaved => config.saved_head.ok_or_else(|| {
@@ -55,17 +55,10 @@ impl Model {
             })?,
             HeadRequest::Task(head) => head,
         };
-        let labels = match head {
-            Head::Classification { labels } => labels,
-            Head::Regression => 1,
-            _ => saved_labels,
-        };
-        if labels != saved_labels {
-            config.labels = default_labels(labels);
-        }
         let architecture = Architecture::new(config, head)?;
+        let new_classes = architecture.config.labels.len() != saved_labels;
         let files = TensorFiles::open(directory)?;
-        architecture.load(directory, &files, labels != saved_labels, seed)
+        architecture.load(directory, &files, new_classes, seed)
     }
 
     /// A model with fresh weights.

@@ -6,6 +6,7 @@
 
 mod bert;
 mod checkpoint;
+mod compact;
 mod config;
 mod distilbert;
 mod emit;
@@ -14,6 +15,7 @@ mod gpt2;
 mod heads;
 mod hub;
 mod initialise;
+pub mod masks;
 mod names;
 mod opt;
 pub mod parameters;
@@ -23,12 +25,14 @@ pub mod weights;
 use std::sync::Arc;
 
 pub use self::checkpoint::{HeadRequest, LoadReport};
+pub use self::compact::EmptySublayers;
 pub use self::config::{
     DropoutProbabilities, Family, LayerShape, ModelConfig, NormOrder, Sublayer, positions,
 };
 pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, SampledTaps};
 pub use self::heads::{Head, HeadParameters};
 pub use self::hub::resolve;
+pub use self::masks::{LayerWidths, UnitMasks};
 use self::parameters::{Declare, Parameters};
 use crate::error::Result;
 use crate::program::ParameterLayout;
@@ -47,11 +51,21 @@ pub struct Architecture {
 }
 
 impl Architecture {
-    /// Declares the parameters of a model. Fails where the configuration is inconsistent or the family cannot
+    /// Declares the parameters of a model; where the head has another number of classes than the configuration, they
+    /// get new names. Fails where the configuration is inconsistent or the family cannot
     /// have the head.
-    pub fn new(config: ModelConfig, head: Head) -> Result<Architecture> {
-        config.validate()?;
+    pub fn new(mut config: ModelConfig, head: Head) -> Result<Architecture> {
         head.check(config.family)?;
+        let labels = match head {
+            Head::Classification { labels } => labels,
+            Head::Regression => 1,
+            _ => config.labels.len(),
+        };
+        // Names of other classes than the head's would be saved with the wrong number of them.
+        if labels != config.labels.len() {
+            config.labels = config::default_labels(labels);
+        }
+        config.validate()?;
         let mut layout = ParameterLayout::new();
         let bare = head == Head::Backbone;
         let prefix = match config.family {

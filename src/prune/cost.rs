@@ -13,16 +13,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::prune::masks::UnitMasks;
-
-/// Heads and neurons of one layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerWidths {
-    /// Attention heads.
-    pub heads: usize,
-    /// FFN neurons (intermediate size).
-    pub neurons: usize,
-}
+pub use crate::model::masks::LayerWidths;
+use crate::model::masks::UnitMasks;
 
 /// Cost of a model whose layers may have different widths.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

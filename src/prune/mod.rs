@@ -1,15 +1,15 @@
 //! Scores, searches under a cost budget, and the methods built of them.
 //!
-//! `cost` is the one cost model every method shares, `masks` the one result every method gives. A method is one file
-//! or one folder: `dual_cp` (clustering of activations before fine-tuning), with `calibrate` (its inputs), `clustering` (its trees) and `overlap`
-//! (how much two tasks' masks share) beside it.
+//! `cost` is the one cost model every method shares, [`UnitMasks`] the one result every structured method gives. A
+//! method is one file or one folder: `dual_cp` (clustering of activations before fine-tuning), with `calibrate` (its
+//! inputs), `clustering` (its trees) and `overlap` (how much two tasks' masks share) beside it.
 
 pub mod calibrate;
 pub mod clustering;
 pub mod cost;
 pub mod dual_cp;
-pub mod masks;
 pub mod overlap;
+pub mod proof;
 
+pub use crate::model::masks::{self, UnitMasks};
 pub use cost::{BudgetRecord, CostModel, LayerWidths};
-pub use masks::UnitMasks;

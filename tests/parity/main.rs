@@ -5,4 +5,5 @@ mod support;
 
 mod dual_cp;
 mod metrics;
+mod models;
 mod ops;

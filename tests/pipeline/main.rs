@@ -1,9 +1,14 @@
-//! Behaviour of whole stages: budgets are met, data reaches batches whole, degenerate inputs end in a result or a
-//! named error.
+//! Behaviour of whole stages: budgets are met, data reaches batches whole, models load, emit and compact as they
+//! should, degenerate inputs end in a result or a named error.
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod budget;
 mod clustering;
+mod compact;
 mod data;
+mod emission;
+mod hostile;
+mod loading;
+mod tiny;

@@ -29,6 +29,11 @@ impl Tensors {
         self.parsed().tensor(name).is_ok()
     }
 
+    /// Whether tensor `name` is stored in f32.
+    pub fn is_f32(&self, name: &str) -> bool {
+        self.view(name, |view| view.dtype() == Dtype::F32)
+    }
+
     /// Shape of tensor `name`.
     pub fn shape(&self, name: &str) -> Vec<usize> {
         self.view(name, |view| view.shape().to_vec())

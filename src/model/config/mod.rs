@@ -13,6 +13,7 @@ pub(super) use read::default_labels;
 use serde_json::{Map, Value};
 
 use super::heads::Head;
+use super::masks::LayerWidths;
 use crate::error::{Error, Result};
 use crate::program::Activation;
 
@@ -207,6 +208,12 @@ impl ModelConfig {
         let scale = if self.scale_attention { 1.0 / (self.head_dim as f64).sqrt() } else { 1.0 };
         let divisor = if self.scale_attention_by_layer { (layer + 1) as f64 } else { 1.0 };
         (scale / divisor) as f32
+    }
+
+    /// Heads and neurons layer by layer.
+    pub fn widths(&self) -> Vec<LayerWidths> {
+        let widths = |layer: &LayerShape| LayerWidths { heads: layer.heads, neurons: layer.neurons };
+        self.layers.iter().map(widths).collect()
     }
 
     /// Whether every layer is as wide as the model was before pruning.

@@ -321,7 +321,8 @@ pub(in crate::model) fn default_labels(count: usize) -> Vec<String> {
 
 /// The head of the class named in `architectures`.
 fn saved_head(fields: &Fields, config: &ModelConfig) -> Result<Option<Head>> {
-    let Some((_, list)) = fields.any(&["architectures"]) else { return Ok(None) };
+    // Without it nothing says that there is a head.
+    let Some((_, list)) = fields.any(&["architectures"]) else { return Ok(Some(Head::Backbone)) };
     let Some(name) = list.as_array().and_then(|list| list.first()).and_then(Value::as_str) else {
         return Ok(None);
     };

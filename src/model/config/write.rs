@@ -47,7 +47,7 @@ impl ModelConfig {
         map.remove("num_labels");
         map.remove("secateur");
         if uniform.is_none() {
-            map.insert("secateur".into(), self.widths());
+            map.insert("secateur".into(), self.own_fields());
         }
         map
     }
@@ -58,7 +58,7 @@ impl ModelConfig {
         self.layers.iter().all(|layer| *layer == first).then_some(first.neurons)
     }
 
-    fn widths(&self) -> Value {
+    fn own_fields(&self) -> Value {
         let removed = |sublayer: fn(&LayerShape) -> Sublayer| -> Vec<usize> {
             let gone = |&i: &usize| sublayer(&self.layers[i]) == Sublayer::Removed;
             (0..self.layers.len()).filter(gone).collect()

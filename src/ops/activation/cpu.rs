@@ -8,7 +8,7 @@ use crate::ops::{View, ViewMut};
 
 const FRAC_1_SQRT_2PI: f32 = 0.398_942_3;
 /// 2√(2/π): twice the argument of the tanh in GELU's approximation is `x·(A + B·x²)`.
-const A: f32 = 1.595_769_1;
+const A: f32 = 1.595_769;
 /// 2√(2/π) · 0.044715.
 const B: f32 = 0.071_354_814;
 /// Beyond this |x| the sigmoid of GELU's approximation is 0 or 1 in f32; the bound keeps x² finite.
@@ -44,8 +44,8 @@ fn tanh_pair<I: Isa>(x: f32) -> (f32, f32) {
     (y, I::mul_add(-y, y, 1.0))
 }
 
-/// Evaluates `$run!(function)` with the (value, derivative) function of `$kind`; what the caller does not
-/// use is dropped by the compiler.
+/// Evaluates `$run` once for each kind, `$function` being its (value, derivative) pair: the choice stays outside
+/// the loops, and the half that a loop does not use is dropped by the compiler.
 macro_rules! with_function {
     ($kind:expr, $function:ident => $run:expr) => {
         match $kind {

@@ -135,6 +135,18 @@ simd_fn! {
 }
 
 simd_fn! {
+    /// `to = (x·factor)·mask`, or 0 where the mask is 0 (x may then be infinite).
+    fn scale_row<I>(x: &[f32], factor: f32, mask: f32, to: &mut [f32]) {
+        if mask == 0.0 {
+            return to.fill(0.0);
+        }
+        for (to, &x) in to.iter_mut().zip(x) {
+            *to = x * factor * mask;
+        }
+    }
+}
+
+simd_fn! {
     fn inner_product<I>(x: &[f32], y: &[f32]) -> f32 {
         dot::<I>(x, y)
     }
@@ -215,18 +227,12 @@ fn forward_item(
             let scores = Left { data: scores, row: ld, col: 1 };
             product((count, width, seen), scores, values, context, width, false);
             for i in 0..count {
-                let context = &mut context[i * width..i * width + dim];
-                context.iter_mut().for_each(|x| *x *= inverse[i]);
+                let context = &context[i * width..i * width + dim];
                 // SAFETY: this thread has the item.
-                let out = unsafe { problem.row_of(out, item, first + i) };
-                if item.mask == 0.0 {
-                    out.fill(0.0);
-                } else {
-                    out.iter_mut().zip(&*context).for_each(|(out, x)| *out = item.mask * x);
-                }
+                scale_row(context, inverse[i], item.mask, unsafe { problem.row_of(out, item, first + i) });
                 if let Some(unmasked) = unmasked {
                     // SAFETY: as above.
-                    unsafe { problem.row_of(unmasked, item, first + i) }.copy_from_slice(context);
+                    scale_row(context, inverse[i], 1.0, unsafe { problem.row_of(unmasked, item, first + i) });
                 }
             }
         }
@@ -337,7 +343,7 @@ fn backward_item(
                 // SAFETY: this thread has the item.
                 let dq = unsafe { problem.row_of(&gradients[0], item, first + i) };
                 let from = &dquery[i * width..i * width + dim];
-                dq.iter_mut().zip(from).for_each(|(dq, &x)| *dq = problem.scale * x);
+                scale_row(from, problem.scale, 1.0, dq);
             }
         }
         for (gradient, sums) in gradients[1..].iter().zip([dkeys, dvalues]) {

@@ -8,7 +8,7 @@ use std::array;
 
 use crate::ops::View;
 use crate::ops::gemm::cpu::registers::Registers;
-use crate::ops::simd::simd_fn;
+use crate::ops::simd::{LANES, simd_fn};
 
 /// Rows of a register tile. Results have room for a multiple of this many rows.
 pub(super) const ROWS: usize = 6;
@@ -48,7 +48,7 @@ pub(super) fn product(
     if rows == 0 || cols == 0 {
         return;
     }
-    assert_eq!(cols % 16, 0);
+    assert_eq!(cols % LANES, 0);
     assert!((rows.next_multiple_of(ROWS) - 1) * ldc + cols <= c.len());
     if depth > 0 {
         assert!((rows - 1) * left.row + (depth - 1) * left.col < left.data.len());
@@ -127,12 +127,16 @@ unsafe fn tile<R: Registers, const VECTORS: usize>(
     }
 }
 
-/// Copies `factor·x` to rows of `width` elements, zeros beyond x's columns.
-pub(super) fn pack_rows(x: View<f32>, factor: f32, width: usize, to: &mut [f32]) {
-    for (t, row) in to.chunks_exact_mut(width).take(x.rows()).enumerate() {
-        let (head, gap) = row.split_at_mut(x.cols());
-        head.iter_mut().zip(x.row(t)).for_each(|(to, &x)| *to = factor * x);
-        gap.fill(0.0);
+simd_fn! {
+    /// Copies `factor·x` to rows of `width` elements, zeros beyond x's columns.
+    pub(super) fn pack_rows<I>(x: View<f32>, factor: f32, width: usize, to: &mut [f32]) {
+        for (t, row) in to.chunks_exact_mut(width).take(x.rows()).enumerate() {
+            let (head, gap) = row.split_at_mut(x.cols());
+            for (to, &x) in head.iter_mut().zip(x.row(t)) {
+                *to = factor * x;
+            }
+            gap.fill(0.0);
+        }
     }
 }
 
@@ -141,10 +145,12 @@ pub(super) fn transposed_len(keys: usize, dim: usize) -> usize {
     keys.next_multiple_of(PANEL) * dim
 }
 
-/// The transpose of `x` (`[keys, dim]`) as panels of 64 keys, zeros beyond the last key.
+/// The transpose of `x` (`[keys, dim]`) as panels of 64 keys, zeros beyond the last key up to a multiple of 16.
 pub(super) fn pack_transposed(x: View<f32>, to: &mut [f32]) {
-    let last = x.rows() / PANEL * PANEL * x.cols();
-    to[last..transposed_len(x.rows(), x.cols())].fill(0.0);
+    let (last, used) = (x.rows() / PANEL * PANEL * x.cols(), x.rows() % PANEL);
+    for column in to[last..transposed_len(x.rows(), x.cols())].chunks_exact_mut(PANEL) {
+        column[used..used.next_multiple_of(LANES)].fill(0.0);
+    }
     transpose(x, to);
 }
 

@@ -7,8 +7,19 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::emit::ModelProgram;
+use super::weights::atomically;
 use crate::error::{Error, Result};
-use crate::prune::cost::LayerWidths;
+use crate::program::SlotId;
+
+/// Heads and neurons of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerWidths {
+    /// Attention heads.
+    pub heads: usize,
+    /// FFN neurons (intermediate size).
+    pub neurons: usize,
+}
 
 /// Real-valued masks of all layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,11 +119,36 @@ impl UnitMasks {
     /// Writes a `masks.json`; the file appears whole or not at all. Fails on values [`UnitMasks::read`] would refuse.
     pub fn write(&self, path: &Path) -> Result<()> {
         self.check_values()?;
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)
-            .map_err(Error::io(path, "creating a temporary file beside it"))?;
-        serde_json::to_writer(&mut file, self).map_err(|e| Error::io(path, "writing")(e.into()))?;
-        file.persist(path).map_err(|e| Error::io(path, "renaming the temporary file")(e.error))?;
-        Ok(())
+        let text = serde_json::to_string(self).map_err(|e| Error::format(path, e.to_string()))?;
+        atomically(path, |temporary| std::fs::write(temporary, text).map_err(Error::io(temporary, "writing")))
+    }
+}
+
+impl ModelProgram {
+    /// The mask inputs of the program with their values, to be written before a run. Fails where the masks do not
+    /// fit the model; layers and kinds of mask that the program was emitted without are left out.
+    pub fn mask_inputs<'a>(&self, masks: &'a UnitMasks) -> Result<Vec<(SlotId, &'a [f32])>> {
+        masks.check_values()?;
+        if masks.heads.len() != self.layers.len() {
+            let message = format!("{} layers, but the model has {}", masks.heads.len(), self.layers.len());
+            return Err(Error::shape("masks", message));
+        }
+        let mut inputs = Vec::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let kinds = [
+                ("heads", layer.head_mask, &masks.heads[i]),
+                ("neurons", layer.neuron_mask, &masks.neurons[i]),
+            ];
+            for (kind, slot, values) in kinds {
+                let Some(slot) = slot else { continue };
+                let units = self.program.slot(slot).cols;
+                if values.len() != units {
+                    let message = format!("layer {i} has {} {kind}, but the model has {units}", values.len());
+                    return Err(Error::shape("masks", message));
+                }
+                inputs.push((slot, values.as_slice()));
+            }
+        }
+        Ok(inputs)
     }
 }
