@@ -24,6 +24,9 @@ use registers::{Portable, Registers};
 /// Products with at most this many rows or columns go by dot products where both operands are contiguous over k.
 const THIN: usize = 8;
 
+/// With at most this many rows, B is multiplied where it stands: packing it would not pay.
+const THICK: usize = 28;
+
 /// `C = epilogue(op(A)·op(B))`; see the formula and promises in [the family's module](super).
 pub fn gemm(
     a: View<f32>,
@@ -77,7 +80,7 @@ fn product<S: Compiled>(shape: Shape, a: Operand, b: Operand, c: &mut ViewMut<f3
     let columns = live_columns.as_ref().map_or(n, Vec::len);
     let method = if a.depth_contiguous && b.depth_contiguous && m.min(n) <= THIN && live_depth.is_none() {
         Method::Dots
-    } else if !b.depth_contiguous && m <= 2 * S::TILE_ROWS && live_columns.is_none() && live_depth.is_none() {
+    } else if !b.depth_contiguous && m <= THICK && live_columns.is_none() && live_depth.is_none() {
         Method::Direct
     } else {
         Method::Packed

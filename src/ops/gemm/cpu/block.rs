@@ -1,12 +1,12 @@
 //! One task: a rectangle of C, computed block by block so that the panels stay in cache.
 //!
-//! B blocks of `DEPTH × WIDTH` are packed for the L2 cache; for each, panels of `TILE_ROWS` rows of A are packed for the L1
-//! cache and multiplied with every panel of the block. So a whole strip of `TILE_ROWS × WIDTH` finished elements
+//! B blocks of `DEPTH × WIDTH` are packed for the L2 cache. Past each go panels of `TILE_ROWS` rows of A, packed a few at a
+//! time; one stays in the L1 cache while it is multiplied with every panel of B. So a whole strip of `TILE_ROWS × WIDTH` finished elements
 //! is at hand for the epilogue. C itself holds the sums between blocks of depth.
 
 use super::finish::Finish;
 use super::kernel::{DOT_COLUMNS, Dots, Tile};
-use super::pack::{Operand, Positions, pack};
+use super::pack::{Operand, Panels, Positions, pack};
 use super::registers::Registers;
 use std::cell::Cell;
 use std::ops::Range;
@@ -16,11 +16,14 @@ const DEPTH: usize = 384;
 /// Largest width of a block in columns: 384 × 768 × 4 B = 1.1 MiB of B, about half of a 2 MiB L2 cache.
 const WIDTH: usize = 768;
 
+/// Panels of A packed together: up to 14 × 24 KiB, so that rows of a transposed A are read a few cache lines at a time.
+const STRIPS: usize = 14;
+
 /// Kernels of one level, compiled with its target features.
 pub(super) trait Compiled: Registers {
     /// Most rows of one call of [`Compiled::dots`].
     const DOT_ROWS: usize;
-    /// [`super::kernel::tile`] for 1 ≤ rows ≤ `TILE_ROWS` and 1 or 2 vectors.
+    /// [`super::kernel::tile`] for 1 ≤ rows ≤ `TILE_ROWS` and 1 ≤ vectors ≤ `TILE_VECTORS`.
     ///
     /// # Safety
     /// As for that function.
@@ -159,63 +162,62 @@ unsafe fn tiles<S: Compiled>(
     let depth = job.depth.range.len();
     let blocks = depth.div_ceil(DEPTH).max(1);
     let step = depth.div_ceil(blocks).next_multiple_of(16).max(1);
-    let mut panels = PANELS.take();
-    let a_panel = grow(&mut panels.0, S::A_STRIDE * step);
-    let b_block = grow(&mut panels.1, positions.len().next_multiple_of(S::TILE_COLUMNS) * step);
+    let mut buffers = PANELS.take();
+    let a_block = grow(&mut buffers.0, STRIPS * S::A_STRIDE * step);
+    let b_block = grow(&mut buffers.1, positions.len().next_multiple_of(S::TILE_COLUMNS) * step);
+    let a_panels = Panels { lanes: S::TILE_ROWS, stride: S::A_STRIDE };
+    let b_panels = Panels { lanes: S::TILE_COLUMNS, stride: S::TILE_COLUMNS };
+    // Columns read in place: whole panels only, so that no read passes the end of a row.
+    let in_place = match job.method {
+        Method::Direct => positions.len() - positions.len() % S::TILE_COLUMNS,
+        _ => 0,
+    };
     let mut p = 0;
     loop {
-        let range = p..(p + step).min(depth);
-        let last = range.end == depth;
-        let slice = || Positions { live: job.depth.live, range: range.clone() };
-        // Panel j of B, with the distance between its rows.
-        let in_place = |j: usize| job.method == Method::Direct && j + S::TILE_COLUMNS <= positions.len();
-        let panel = |j: usize| {
-            if in_place(j) {
-                // SAFETY: element (p, j) of op(B), whose rows are contiguous.
-                (unsafe { job.b.data.add(p * job.b.ld + positions.start + j) }.cast_mut(), job.b.ld)
-            } else {
-                // SAFETY: j is below the block's width.
-                (unsafe { b_block.add(j * range.len()) }, S::TILE_COLUMNS)
-            }
-        };
-        for j in (0..positions.len()).step_by(S::TILE_COLUMNS).filter(|&j| !in_place(j)) {
-            let end = (j + S::TILE_COLUMNS).min(positions.len());
-            let lanes = Positions { live: job.live, range: positions.start + j..positions.start + end };
-            // SAFETY: the lanes and depths are positions of B; the buffer has room for whole panels.
-            unsafe { pack::<S>(job.b, lanes, slice(), panel(j).0, S::TILE_COLUMNS) };
-        }
-        for i in rows.clone().step_by(S::TILE_ROWS) {
-            let count = S::TILE_ROWS.min(rows.end - i);
-            let lanes = Positions { live: None, range: i..i + count };
-            // SAFETY: the caller's promises; tiles lie inside the task's rectangle, panels are packed for this depth.
-            unsafe {
-                pack::<S>(job.a, lanes, slice(), a_panel, S::A_STRIDE);
-                for j in (0..positions.len()).step_by(S::TILE_COLUMNS) {
-                    let width = S::TILE_COLUMNS.min(positions.len() - j);
-                    let (b, b_stride) = panel(j);
-                    let tile = Tile {
-                        depth: range.len(),
-                        a: a_panel,
-                        b,
-                        b_stride,
-                        c: job.c.add(i * job.ldc + columns.start + j),
-                        ldc: job.ldc,
-                        columns: width,
-                        resume: p > 0 || job.accumulate,
-                    };
-                    S::tile(count, width.div_ceil(S::LANES), &tile);
-                }
-                if last {
-                    job.finish.apply(job.c, job.ldc, i..i + count, columns.clone(), live);
+        let slice = Positions { live: job.depth.live, range: p..(p + step).min(depth) };
+        let last = slice.range.end == depth;
+        let packed = Positions { live: job.live, range: positions.start + in_place..positions.end };
+        // SAFETY: these are positions of B, and the block has room for them in whole panels.
+        unsafe { pack::<S>(job.b, &packed, &slice, b_block, b_panels) };
+        for first in rows.clone().step_by(STRIPS * S::TILE_ROWS) {
+            let block = Positions { live: None, range: first..(first + STRIPS * S::TILE_ROWS).min(rows.end) };
+            // SAFETY: these are positions of A, and the block has room for STRIPS panels.
+            unsafe { pack::<S>(job.a, &block, &slice, a_block, a_panels) };
+            for (strip, i) in block.range.step_by(S::TILE_ROWS).enumerate() {
+                let count = S::TILE_ROWS.min(rows.end - i);
+                // SAFETY: the caller's promises; tiles lie inside the task's rectangle, panels are packed for this slice.
+                unsafe {
+                    for j in (0..positions.len()).step_by(S::TILE_COLUMNS) {
+                        let (b, b_stride) = if j < in_place {
+                            (job.b.data.add(p * job.b.ld + positions.start + j), job.b.ld)
+                        } else {
+                            (b_block.add((j - in_place) * slice.len()).cast_const(), S::TILE_COLUMNS)
+                        };
+                        let width = S::TILE_COLUMNS.min(positions.len() - j);
+                        let tile = Tile {
+                            depth: slice.len(),
+                            a: a_block.add(strip * slice.len() * S::A_STRIDE),
+                            b,
+                            b_stride,
+                            c: job.c.add(i * job.ldc + columns.start + j),
+                            ldc: job.ldc,
+                            columns: width,
+                            resume: p > 0 || job.accumulate,
+                        };
+                        S::tile(count, width.div_ceil(S::LANES), &tile);
+                    }
+                    if last {
+                        job.finish.apply(job.c, job.ldc, i..i + count, columns.clone(), live);
+                    }
                 }
             }
         }
-        p = range.end;
+        p = slice.range.end;
         if last {
             break;
         }
     }
-    PANELS.set(panels);
+    PANELS.set(buffers);
 }
 
 /// Thin products: one operand is so small that it stays in cache while the other streams past.

@@ -7,7 +7,7 @@ use super::registers::Portable;
 use super::registers::{Avx2, Avx512};
 
 macro_rules! compile {
-    ($set:ident, tile rows $($rows:literal)*, dot rows $($dot_rows:literal)*, at most $dot_limit:literal $(, #[$feature:meta])?) => {
+    ($set:ident, tile rows $rows:tt, vectors $($vectors:literal)*, dot rows $($dot_rows:literal)*, at most $dot_limit:literal $(, #[$feature:meta])?) => {
         impl Compiled for $set {
             const DOT_ROWS: usize = $dot_limit;
 
@@ -17,12 +17,9 @@ macro_rules! compile {
                     // SAFETY: the caller's promises, passed on.
                     unsafe { kernel::tile::<$set, ROWS, VECTORS>(tile) }
                 }
-                // SAFETY: as above.
-                unsafe {
-                    match (rows, vectors) {
-                        $(($rows, 1) => compiled::<$rows, 1>(tile), ($rows, 2) => compiled::<$rows, 2>(tile),)*
-                        _ => unreachable!("no tile of {rows} rows and {vectors} vectors"),
-                    }
+                match vectors {
+                    $($vectors => compile!(@rows rows, $vectors, tile, $rows),)*
+                    _ => unreachable!("no tile of {vectors} vectors"),
                 }
             }
 
@@ -52,10 +49,17 @@ macro_rules! compile {
             }
         }
     };
+    (@rows $count:ident, $vectors:literal, $tile:ident, [$($rows:literal)*]) => {
+        match $count {
+            // SAFETY: the caller's promises, passed on.
+            $($rows => unsafe { compiled::<$rows, $vectors>($tile) },)*
+            _ => unreachable!("no tile of {} rows", $count),
+        }
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
-compile!(Avx512, tile rows 1 2 3 4 5 6 7 8 9 10 11 12 13 14, dot rows 1 2 3 4 5 6, at most 6, #[target_feature(enable = "avx512f")]);
+compile!(Avx512, tile rows [1 2 3 4 5 6 7 8 9], vectors 1 2 3, dot rows 1 2 3 4 5 6, at most 6, #[target_feature(enable = "avx512f")]);
 #[cfg(target_arch = "x86_64")]
-compile!(Avx2, tile rows 1 2 3 4 5 6, dot rows 1 2 3, at most 3, #[target_feature(enable = "avx2,fma")]);
-compile!(Portable, tile rows 1 2 3 4 5 6, dot rows 1 2 3, at most 3);
+compile!(Avx2, tile rows [1 2 3 4 5 6], vectors 1 2, dot rows 1 2 3, at most 3, #[target_feature(enable = "avx2,fma")]);
+compile!(Portable, tile rows [1 2 3 4 5 6], vectors 1 2, dot rows 1 2 3, at most 3);

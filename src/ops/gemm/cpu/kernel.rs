@@ -1,7 +1,9 @@
 //! The two inner loops: a register tile over packed panels, and dot products for thin matrices.
+//!
+//! No closures here nor in [`super::registers`]: a closure does not inherit the target features of its caller, so it is
+//! not inlined, and every vector goes through memory.
 
 use super::registers::Registers;
-use std::array;
 
 /// One register tile: `C[ROWS, columns] (+)= A_panel · B_panel`.
 #[derive(Clone, Copy)]
@@ -24,6 +26,11 @@ pub(super) struct Tile {
     pub resume: bool,
 }
 
+/// Rows of B fetched before they are needed: the panel comes from the L2 cache.
+const AHEAD: usize = 8;
+/// Steps of depth between two looks at the loop counter.
+const UNROLLED: usize = 4;
+
 /// Multiplies one tile. Each element is a chain of multiply-adds in rising p, whichever tile it falls into.
 ///
 /// # Safety
@@ -31,8 +38,6 @@ pub(super) struct Tile {
 #[inline(always)]
 pub(super) unsafe fn tile<S: Registers, const ROWS: usize, const VECTORS: usize>(tile: &Tile) {
     let &Tile { depth, mut a, mut b, b_stride, c, ldc, columns, resume } = tile;
-    // Lanes of vector v that lie inside C.
-    let width = |v: usize| columns.saturating_sub(v * S::LANES).min(S::LANES);
     let whole = columns == VECTORS * S::LANES;
     // SAFETY: a and b advance `depth` times over the panels; c is touched in ROWS rows of `columns` elements.
     unsafe {
@@ -41,25 +46,65 @@ pub(super) unsafe fn tile<S: Registers, const ROWS: usize, const VECTORS: usize>
             for (r, sums) in sums.iter_mut().enumerate() {
                 for (v, sum) in sums.iter_mut().enumerate() {
                     let from = c.add(r * ldc + v * S::LANES);
-                    *sum = if whole { S::load(from) } else { S::load_first(from, width(v)) };
+                    *sum = if whole { S::load(from) } else { S::load_first(from, width::<S>(columns, v)) };
                 }
             }
         }
-        for _ in 0..depth {
-            let right: [S::Vector; VECTORS] = array::from_fn(|v| S::load(b.add(v * S::LANES)));
-            for r in 0..ROWS {
-                let left = S::splat(a.add(r));
-                for v in 0..VECTORS {
-                    sums[r][v] = S::multiply_add(left, right[v], sums[r][v]);
-                }
+        // The next tile's part of C comes from memory: asked for now, it is there when this tile is done.
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                S::prefetch_to_write(c.wrapping_add(r * ldc + (VECTORS + v) * S::LANES));
             }
+        }
+        for _ in 0..depth / UNROLLED {
+            for p in 0..UNROLLED {
+                step::<S, ROWS, VECTORS>(a.add(p * S::A_STRIDE), b.add(p * b_stride), b_stride, &mut sums);
+            }
+            a = a.add(UNROLLED * S::A_STRIDE);
+            b = b.add(UNROLLED * b_stride);
+        }
+        for _ in 0..depth % UNROLLED {
+            step::<S, ROWS, VECTORS>(a, b, b_stride, &mut sums);
             a = a.add(S::A_STRIDE);
             b = b.add(b_stride);
         }
         for (r, sums) in sums.iter().enumerate() {
             for (v, &sum) in sums.iter().enumerate() {
                 let to = c.add(r * ldc + v * S::LANES);
-                if whole { S::store(to, sum) } else { S::store_first(to, sum, width(v)) }
+                if whole { S::store(to, sum) } else { S::store_first(to, sum, width::<S>(columns, v)) }
+            }
+        }
+    }
+}
+
+/// Lanes of vector `v` that lie inside C.
+#[inline(always)]
+fn width<S: Registers>(columns: usize, v: usize) -> usize {
+    columns.saturating_sub(v * S::LANES).min(S::LANES)
+}
+
+/// One column of A's panel times one row of B's.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn step<S: Registers, const ROWS: usize, const VECTORS: usize>(
+    a: *const f32,
+    b: *const f32,
+    b_stride: usize,
+    sums: &mut [[S::Vector; VECTORS]; ROWS],
+) {
+    // SAFETY: the caller's promises; what is fetched ahead is not read.
+    unsafe {
+        let mut right = [S::zero(); VECTORS];
+        for (v, right) in right.iter_mut().enumerate() {
+            S::prefetch(b.wrapping_add(AHEAD * b_stride + v * S::LANES));
+            *right = S::load(b.add(v * S::LANES));
+        }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let left = S::splat(a.add(r));
+            for (sum, &right) in sums.iter_mut().zip(&right) {
+                *sum = S::multiply_add(left, right, *sum);
             }
         }
     }
@@ -101,7 +146,10 @@ pub(super) unsafe fn dots<S: Registers, const ROWS: usize>(dots: &Dots) {
         let mut sums = [[S::zero(); DOT_COLUMNS]; ROWS];
         let mut p = 0;
         while p + S::LANES <= depth {
-            let right: [S::Vector; DOT_COLUMNS] = array::from_fn(|j| S::load(b[j].add(p)));
+            let mut right = [S::zero(); DOT_COLUMNS];
+            for j in 0..DOT_COLUMNS {
+                right[j] = S::load(b[j].add(p));
+            }
             for r in 0..ROWS {
                 let left = S::load(a.add(r * lda + p));
                 for j in 0..DOT_COLUMNS {
@@ -111,7 +159,10 @@ pub(super) unsafe fn dots<S: Registers, const ROWS: usize>(dots: &Dots) {
             p += S::LANES;
         }
         if p < depth {
-            let right: [S::Vector; DOT_COLUMNS] = array::from_fn(|j| S::load_first(b[j].add(p), depth - p));
+            let mut right = [S::zero(); DOT_COLUMNS];
+            for j in 0..DOT_COLUMNS {
+                right[j] = S::load_first(b[j].add(p), depth - p);
+            }
             for r in 0..ROWS {
                 let left = S::load_first(a.add(r * lda + p), depth - p);
                 for j in 0..DOT_COLUMNS {

@@ -6,6 +6,9 @@
 use super::registers::Registers;
 use std::ops::Range;
 
+/// Lanes of the widest register.
+const MOST_LANES: usize = 16;
+
 /// An operand as lanes × depth.
 #[derive(Clone, Copy)]
 pub(super) struct Operand {
@@ -28,7 +31,7 @@ pub(super) struct Positions<'a> {
 
 impl Positions<'_> {
     #[inline(always)]
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.range.len()
     }
 
@@ -39,77 +42,130 @@ impl Positions<'_> {
     }
 }
 
-/// Writes `to[p·stride + lane]` for all positions; up to `stride` lanes. What it writes behind the last lane is unspecified.
+/// How panels lie in a packed block: panel i holds `lanes` lanes and begins at element `i · depth · stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    pub lanes: usize,
+    /// Distance between the elements of a lane; a multiple of `LANES`, at least `lanes`.
+    pub stride: usize,
+}
+
+/// Packs all positions, panel after panel. What it writes between the last lane of a panel and its stride is unspecified.
 ///
 /// # Safety
-/// S is present; `stride` is a multiple of `LANES`, at least `lanes.len()` and at most `4·LANES`; the positions lie inside
-/// the operand; `to` has room for `depth.len()·stride` elements.
+/// S is present; the positions lie inside the operand; `to` has room for whole panels.
 #[inline(always)]
 pub(super) unsafe fn pack<S: Registers>(
     operand: Operand,
-    lanes: Positions,
-    depth: Positions,
+    lanes: &Positions,
+    depth: &Positions,
+    to: *mut f32,
+    panels: Panels,
+) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        if !operand.depth_contiguous {
+            return pack_rows::<S>(operand, lanes, depth, to, panels);
+        }
+        for (i, first) in (0..lanes.len()).step_by(panels.lanes).enumerate() {
+            let start = lanes.range.start + first;
+            let lanes =
+                Positions { live: lanes.live, range: start..(start + panels.lanes).min(lanes.range.end) };
+            let to = to.add(i * depth.len() * panels.stride);
+            if depth.live.is_none() {
+                transpose_panel::<S>(operand, &lanes, depth, to, panels.stride);
+            } else {
+                gather_panel(operand, &lanes, depth, to, panels.stride);
+            }
+        }
+    }
+}
+
+/// Operands whose lanes are neighbours: row by row over all panels, since neighbouring rows are pages apart.
+///
+/// # Safety
+/// As for [`pack`].
+#[inline(always)]
+unsafe fn pack_rows<S: Registers>(
+    operand: Operand,
+    lanes: &Positions,
+    depth: &Positions,
+    to: *mut f32,
+    panels: Panels,
+) {
+    for p in 0..depth.len() {
+        // SAFETY: reads are at positions of the operand, writes in whole panels.
+        unsafe {
+            let from = operand.data.add(depth.at(p) * operand.ld);
+            for (i, first) in (0..lanes.len()).step_by(panels.lanes).enumerate() {
+                let to = to.add((i * depth.len() + p) * panels.stride);
+                let count = panels.lanes.min(lanes.len() - first);
+                if lanes.live.is_some() {
+                    for lane in 0..count {
+                        *to.add(lane) = *from.add(lanes.at(first + lane));
+                    }
+                    continue;
+                }
+                let from = from.add(lanes.at(first));
+                for lane in (0..count).step_by(S::LANES) {
+                    if lane + S::LANES <= count {
+                        S::store(to.add(lane), S::load(from.add(lane)));
+                    } else {
+                        S::store(to.add(lane), S::load_first(from.add(lane), count - lane));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One panel of an operand whose lanes are contiguous.
+///
+/// # Safety
+/// As for [`pack`], one panel.
+#[inline(always)]
+unsafe fn transpose_panel<S: Registers>(
+    operand: Operand,
+    lanes: &Positions,
+    depth: &Positions,
     to: *mut f32,
     stride: usize,
 ) {
-    let Operand { data, ld, depth_contiguous } = operand;
-    // SAFETY: reads are at (lane, depth) positions of the operand, writes below depth.len()·stride.
-    unsafe {
-        match (depth_contiguous, depth.live) {
-            (true, None) => {
-                for first in (0..lanes.len()).step_by(S::LANES) {
-                    // Lanes behind the last repeat it: they fill a register whose result nobody stores.
-                    let mut rows = [data; 16];
-                    for (i, row) in rows.iter_mut().enumerate().take(S::LANES) {
-                        *row = data.add(lanes.at((first + i).min(lanes.len() - 1)) * ld);
-                    }
-                    let mut p = 0;
-                    while p + S::LANES <= depth.len() {
-                        let to = to.add(p * stride + first);
-                        S::transpose(&rows[..S::LANES], depth.range.start + p, to, stride);
-                        p += S::LANES;
-                    }
-                    for p in p..depth.len() {
-                        for (i, row) in rows[..S::LANES].iter().enumerate() {
-                            *to.add(p * stride + first + i) = *row.add(depth.range.start + p);
-                        }
-                    }
+    for first in (0..lanes.len()).step_by(S::LANES) {
+        // SAFETY: reads are at positions of the operand, writes in one whole panel.
+        unsafe {
+            // Lanes behind the last repeat it: they fill a register whose result nobody stores.
+            let mut rows = [operand.data; MOST_LANES];
+            for (i, row) in rows.iter_mut().enumerate().take(S::LANES) {
+                *row = operand.data.add(lanes.at((first + i).min(lanes.len() - 1)) * operand.ld);
+            }
+            let mut p = 0;
+            while p + S::LANES <= depth.len() {
+                let to = to.add(p * stride + first);
+                S::transpose(&rows[..S::LANES], depth.range.start + p, to, stride);
+                p += S::LANES;
+            }
+            for p in p..depth.len() {
+                for (i, row) in rows[..S::LANES].iter().enumerate() {
+                    *to.add(p * stride + first + i) = *row.add(depth.range.start + p);
                 }
             }
-            (true, Some(_)) => {
-                let mut rows = [data; 64];
-                for (i, row) in rows.iter_mut().enumerate().take(lanes.len()) {
-                    *row = data.add(lanes.at(i) * ld);
-                }
-                for p in 0..depth.len() {
-                    let (k, to) = (depth.at(p), to.add(p * stride));
-                    for (i, row) in rows.iter().enumerate().take(lanes.len()) {
-                        *to.add(i) = *row.add(k);
-                    }
-                }
-            }
-            (false, _) if lanes.live.is_none() => {
-                for p in 0..depth.len() {
-                    let from = data.add(depth.at(p) * ld + lanes.range.start);
-                    let to = to.add(p * stride);
-                    for first in (0..lanes.len()).step_by(S::LANES) {
-                        let count = lanes.len() - first;
-                        let vector = if count >= S::LANES {
-                            S::load(from.add(first))
-                        } else {
-                            S::load_first(from.add(first), count)
-                        };
-                        S::store(to.add(first), vector);
-                    }
-                }
-            }
-            (false, _) => {
-                for p in 0..depth.len() {
-                    let (from, to) = (data.add(depth.at(p) * ld), to.add(p * stride));
-                    for i in 0..lanes.len() {
-                        *to.add(i) = *from.add(lanes.at(i));
-                    }
-                }
+        }
+    }
+}
+
+/// One panel of an operand whose lanes are contiguous, live depths only.
+///
+/// # Safety
+/// As for [`pack`], one panel.
+#[inline(always)]
+unsafe fn gather_panel(operand: Operand, lanes: &Positions, depth: &Positions, to: *mut f32, stride: usize) {
+    for lane in 0..lanes.len() {
+        // SAFETY: reads are at positions of the operand, writes in one whole panel.
+        unsafe {
+            let from = operand.data.add(lanes.at(lane) * operand.ld);
+            for p in 0..depth.len() {
+                *to.add(p * stride + lane) = *from.add(depth.at(p));
             }
         }
     }
