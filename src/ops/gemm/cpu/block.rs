@@ -11,13 +11,13 @@ use super::registers::Registers;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Largest depth of a block: a panel of A, 16 × 384 × 4 B = 24 KiB, fills half of a 48 KiB L1 cache.
+/// Largest depth of a block: a panel of A, 8 × 384 × 4 B = 12 KiB, stays in the L1 cache while B streams past.
 const DEPTH: usize = 384;
 /// Largest width of a block in columns: 384 × 768 × 4 B = 1.1 MiB of B, about half of a 2 MiB L2 cache.
 const WIDTH: usize = 768;
 
-/// Panels of A packed together: up to 14 × 24 KiB, so that rows of a transposed A are read a few cache lines at a time.
-const STRIPS: usize = 14;
+/// Panels of A packed together: 16 × 12 KiB, so that rows of a transposed A are read half a kilobyte at a time.
+const STRIPS: usize = 16;
 
 /// Kernels of one level, compiled with its target features.
 pub(super) trait Compiled: Registers {
@@ -182,7 +182,7 @@ unsafe fn tiles<S: Compiled>(
         for first in rows.clone().step_by(STRIPS * S::TILE_ROWS) {
             let block = Positions { live: None, range: first..(first + STRIPS * S::TILE_ROWS).min(rows.end) };
             // SAFETY: these are positions of A, and the block has room for STRIPS panels.
-            unsafe { pack::<S>(job.a, &block, &slice, a_block, a_panels) };
+            unsafe { pack::<S::Narrow>(job.a, &block, &slice, a_block, a_panels) };
             for (strip, i) in block.range.step_by(S::TILE_ROWS).enumerate() {
                 let count = S::TILE_ROWS.min(rows.end - i);
                 // SAFETY: the caller's promises; tiles lie inside the task's rectangle, panels are packed for this slice.

@@ -59,7 +59,7 @@ macro_rules! compile {
 }
 
 #[cfg(target_arch = "x86_64")]
-compile!(Avx512, tile rows [1 2 3 4 5 6 7 8 9], vectors 1 2 3, dot rows 1 2 3 4 5 6, at most 6, #[target_feature(enable = "avx512f")]);
+compile!(Avx512, tile rows [1 2 3 4 5 6 7 8], vectors 1 2 3, dot rows 1 2 3 4 5 6, at most 6, #[target_feature(enable = "avx512f")]);
 #[cfg(target_arch = "x86_64")]
 compile!(Avx2, tile rows [1 2 3 4 5 6], vectors 1 2, dot rows 1 2 3, at most 3, #[target_feature(enable = "avx2,fma")]);
 compile!(Portable, tile rows [1 2 3 4 5 6], vectors 1 2, dot rows 1 2 3, at most 3);

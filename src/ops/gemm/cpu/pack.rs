@@ -9,6 +9,13 @@ use std::ops::Range;
 /// Lanes of the widest register.
 const MOST_LANES: usize = 16;
 
+/// Elements of a cache line.
+const LINE: usize = 16;
+/// Rows of an operand fetched before they are packed: they are pages apart, where the hardware does not look ahead.
+const ROWS_AHEAD: usize = 8;
+/// Cache lines of each lane fetched before they are transposed.
+const LINES_AHEAD: usize = 4;
+
 /// An operand as lanes × depth.
 #[derive(Clone, Copy)]
 pub(super) struct Operand {
@@ -97,6 +104,10 @@ unsafe fn pack_rows<S: Registers>(
         // SAFETY: reads are at positions of the operand, writes in whole panels.
         unsafe {
             let from = operand.data.add(depth.at(p) * operand.ld);
+            let ahead = operand.data.add(depth.at((p + ROWS_AHEAD).min(depth.len() - 1)) * operand.ld);
+            for line in (0..lanes.len()).step_by(LINE) {
+                S::prefetch(ahead.add(lanes.at(line)));
+            }
             for (i, first) in (0..lanes.len()).step_by(panels.lanes).enumerate() {
                 let to = to.add((i * depth.len() + p) * panels.stride);
                 let count = panels.lanes.min(lanes.len() - first);
@@ -142,6 +153,9 @@ unsafe fn transpose_panel<S: Registers>(
             let mut p = 0;
             while p + S::LANES <= depth.len() {
                 let to = to.add(p * stride + first);
+                for row in &rows[..S::LANES] {
+                    S::prefetch(row.wrapping_add(depth.range.start + p + LINES_AHEAD * LINE));
+                }
                 S::transpose(&rows[..S::LANES], depth.range.start + p, to, stride);
                 p += S::LANES;
             }

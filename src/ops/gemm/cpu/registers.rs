@@ -17,8 +17,10 @@ pub(in crate::ops) trait Registers: 'static {
     const TILE_ROWS: usize;
     /// Registers in a row of a full tile.
     const TILE_VECTORS: usize;
-    /// Distance between the columns of a packed panel of A: `TILE_ROWS` rounded up to whole registers.
-    const A_STRIDE: usize = Self::TILE_ROWS.next_multiple_of(Self::LANES);
+    /// Registers that suit the columns of a packed panel of A, which are `TILE_ROWS` long.
+    type Narrow: Registers;
+    /// Distance between the columns of a packed panel of A: `TILE_ROWS` rounded up to whole narrow registers.
+    const A_STRIDE: usize = Self::TILE_ROWS.next_multiple_of(Self::Narrow::LANES);
     /// Columns of a full tile, and the distance between the rows of a packed panel of B.
     const TILE_COLUMNS: usize = Self::TILE_VECTORS * Self::LANES;
 
@@ -50,6 +52,7 @@ pub(in crate::ops) struct Portable;
 
 impl Registers for Portable {
     type Vector = [f32; 4];
+    type Narrow = Portable;
     const LANES: usize = 4;
     const TILE_ROWS: usize = 6;
     const TILE_VECTORS: usize = 2;
@@ -117,15 +120,16 @@ mod x86 {
     use super::Registers;
     use std::arch::x86_64::*;
 
-    /// See [`Level::Avx512`](crate::ops::simd::Level::Avx512): 32 registers, tiles of 9 × 48.
+    /// See [`Level::Avx512`](crate::ops::simd::Level::Avx512): 32 registers, tiles of 8 × 48.
     pub(in crate::ops) struct Avx512;
 
     impl Registers for Avx512 {
         type Vector = __m512;
+        type Narrow = Avx2;
         const LANES: usize = 16;
         // 14 × 32 would load less for each multiplication, but takes more instructions for it, and loses 5 % where
         // a hyperthread shares the core.
-        const TILE_ROWS: usize = 9;
+        const TILE_ROWS: usize = 8;
         const TILE_VECTORS: usize = 3;
 
         #[inline(always)]
@@ -231,6 +235,7 @@ mod x86 {
 
     impl Registers for Avx2 {
         type Vector = __m256;
+        type Narrow = Avx2;
         const LANES: usize = 8;
         const TILE_ROWS: usize = 6;
         const TILE_VECTORS: usize = 2;
