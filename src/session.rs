@@ -9,9 +9,8 @@ use crate::data::batch::ModelLimits;
 use crate::data::{Batch, Targets};
 use crate::error::{Error, Result};
 use crate::exec::{Block, Cpu, Executor, ProgramId, Reference};
-use crate::model::{self, EmitOptions, Head, Model, ModelProgram};
+use crate::model::{self, EmitOptions, Head, Model, ModelProgram, UnitMasks};
 use crate::program::{Extents, Mode, Plan, SlotId};
-use crate::prune::UnitMasks;
 
 /// Which executor runs a model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -10,7 +10,7 @@ mod noise;
 use secateur::exec::lockstep;
 use secateur::model::{EmitOptions, Logits};
 use secateur::program::{AdamWForm, Mode};
-use secateur::session::{Device, Session};
+use secateur::session::Device;
 use secateur::train::update::{Update, zero_gradients};
 
 use crate::support::numbers::{U64, gamma};

@@ -196,7 +196,8 @@ fn masks_that_do_not_fit_are_errors() {
     let mut broken = good.clone();
     broken.neurons[0][3] = f32::NAN;
     let mut short = good.clone();
-    (short.heads.pop(), short.neurons.pop());
+    short.heads.pop();
+    short.neurons.pop();
     for (masks, expected) in [(few, "layer 1"), (broken, "layer 0, neuron 3"), (short, "1 layers")] {
         let message = model.compact(&masks, EmptySublayers::KeepBias).unwrap_err().to_string();
         assert!(message.contains(expected), "{message}");

@@ -8,7 +8,7 @@
 
 use secateur::model::EmitOptions;
 use secateur::program::{Access, Element, Mode, Storage};
-use secateur::session::{Device, Session};
+use secateur::session::Session;
 
 use super::fixture::{Fixture, Masks, Run, Weights};
 use crate::support::numbers::{Random, U32};
