@@ -4,6 +4,9 @@ use crate::machine::Usage;
 use crate::worker::Worker;
 use std::time::Instant;
 
+/// One call of what is timed.
+pub type Call = Box<dyn FnMut()>;
+
 /// What is timed.
 pub struct Workload {
     /// As the worker knows it.
@@ -11,7 +14,7 @@ pub struct Workload {
     /// Operations of one call, for the rate.
     pub flop: f64,
     /// Contestants in this process; the first is the one the others are compared with.
-    pub ours: Vec<(&'static str, Box<dyn FnMut()>)>,
+    pub ours: Vec<(&'static str, Call)>,
     /// Name of the worker's contestant.
     pub peer: &'static str,
 }

@@ -1,8 +1,8 @@
 //! One task: a rectangle of C, computed block by block so that the panels stay in cache.
 //!
 //! B blocks of `DEPTH × WIDTH` are packed for the L2 cache. Past each go panels of `TILE_ROWS` rows of A, packed a few at a
-//! time; one stays in the L1 cache while it is multiplied with every panel of B. So a whole strip of `TILE_ROWS × WIDTH` finished elements
-//! is at hand for the epilogue. C itself holds the sums between blocks of depth.
+//! time; one stays in the L1 cache while it is multiplied with every panel of B. So a whole strip of `TILE_ROWS × WIDTH`
+//! finished elements is at hand for the epilogue. C itself holds the sums between blocks of depth.
 
 use super::finish::Finish;
 use super::kernel::{DOT_COLUMNS, Dots, Tile};
