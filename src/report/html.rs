@@ -60,9 +60,9 @@ fn head(out: &mut String, record: &RunRecord) {
     let date = record.started.replace('T', " ").replace('Z', " UTC");
     let method =
         record.method.as_ref().map_or(String::new(), |m| format!("{}, {} profile · ", m.name, m.profile));
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<p class=\"lead\">{}seed {} · {} · secateur {} · {}</p></header>\n",
+        "<p class=\"lead\">{}seed {} · {} · secateur {} · {}</p></header>",
         escape(method),
         record.seed,
         escape(&record.device),
@@ -420,9 +420,9 @@ fn times(out: &mut String, record: &RunRecord) {
         class: if name.contains(" / ") { "dense" } else { "kept" }.into(),
     };
     let list: Vec<Bar> = record.seconds.iter().map(bar).collect();
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<section><h2>Where the time went</h2><p class=\"hint\">Stages inside another stage are part of its time.</p>{}</section>\n",
+        "<section><h2>Where the time went</h2><p class=\"hint\">Stages inside another stage are part of its time.</p>{}</section>",
         bars(&list, None)
     );
 }

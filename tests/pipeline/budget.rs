@@ -453,7 +453,7 @@ fn centroid_rules_differ_as_described() {
 #[test]
 fn worst_control_keeps_the_largest_clusters() {
     // Clusters at 0.5: {0, 2, 4}, {1}, {3}.
-    let near = |i: usize, j: usize| if i % 2 == 0 && j % 2 == 0 { 0.1 } else { 0.9 };
+    let near = |i: usize, j: usize| if i.is_multiple_of(2) && j.is_multiple_of(2) { 0.1 } else { 0.9 };
     let mut condensed: Vec<f64> = (0..5).flat_map(|i| (i + 1..5).map(move |j| near(i, j))).collect();
     let tree = Tree::build(&mut condensed, 5, Linkage::Complete, "test").unwrap();
     assert_eq!(tree.partition_within(0.5), [0, 1, 0, 2, 0]);

@@ -178,13 +178,10 @@ fn rows_of_token_ids_are_read_from_both_formats() {
         let read = rows::read(&models.join(model).join("inputs.safetensors")).unwrap();
         assert_eq!(read.len(), 24, "{model}");
         assert!(
-            read.iter().all(|row| match (&row.target, kind) {
-                (Target::Class(_), 0)
-                | (Target::Span { .. }, 1)
-                | (Target::Value(_), 2)
-                | (Target::None, 3) => true,
-                _ => false,
-            }),
+            read.iter().all(|row| matches!(
+                (&row.target, kind),
+                (Target::Class(_), 0) | (Target::Span { .. }, 1) | (Target::Value(_), 2) | (Target::None, 3)
+            )),
             "{model}: {:?}",
             read[0].target
         );
