@@ -3,25 +3,29 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use secateur::data::{Dataset, Split, Task};
+use secateur::data::{Dataset, Split, Task, TaskKind};
 use secateur::eval::evaluate::Evaluator;
 use secateur::model::HeadRequest;
 use secateur::progress::Progress;
 use secateur::prune::UnitMasks;
+use secateur::report::format;
 use secateur::report::record::{Evaluation as EvaluationRecord, InputFile};
 use secateur::report::table::Table;
-use secateur::report::{RunRecord, format};
 use secateur::session::Session;
 use secateur::{Error, Result};
 
 use super::context::Context;
 use super::load;
 use super::options::{ModelOptions, TaskOptions};
+use super::training;
 
 /// Most tokens of an evaluation batch.
 const TOKEN_BUDGET: usize = 4096;
 
 /// Measure a fine-tuned model on a task.
+///
+/// For language modelling two perplexities are given: exp of the mean of the blocks' losses (the published figure) and
+/// exp of the mean loss of all tokens. They differ only where blocks have different lengths.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  secateur evaluate --model tuned --task mrpc --data MRPC\n  secateur evaluate --model tuned --task mrpc --data MRPC --masks masks.json"
@@ -51,9 +55,8 @@ impl Evaluate {
                 .map_err(|e| Error::format(path, e.to_string()))?;
             record.inputs.push(InputFile::hash("masks", path)?);
         }
-        // A table's classes are those the model was trained with, in its order.
-        if task.labels.is_empty() {
-            task.labels.clone_from(&source.config.labels);
+        if task.kind == TaskKind::Classification {
+            adopt_labels(&mut task, &source.config.labels, &self.model.model)?;
         }
         let split = if self.split == "test" { Split::Test } else { Split::Dev };
         let data = load::split(context, &mut record, &mut task, &self.task, &source, split)?;
@@ -68,13 +71,40 @@ impl Evaluate {
         }
         let mut session = Session::new(model, context.device)?;
         let variant = if masks.is_some() { "masked" } else { "model" };
-        let found =
+        let mut found =
             measure(&mut session, &task, &data, masks.as_ref(), variant, &self.split, &context.progress)?;
+        if let Some(masks) = &masks {
+            let budget = training::budget(session.model().config(), &data, masks)?;
+            found.keep_flops = budget.reached;
+            record.set_budget(&budget, &load::widths(session.model().config()));
+        }
         record.evaluations.push(found);
         context.finish(&mut record);
-        context.show(&[record.clone()], |styled| summary(&record, styled));
+        context.show(&[record.clone()], |styled| summary(&record.evaluations, styled));
         Ok(())
     }
+}
+
+/// The classes of a model are the task's, in the task's order. A table has those the model was trained on: the rows
+/// evaluated may not show them all.
+fn adopt_labels(task: &mut Task, of_model: &[String], name: &str) -> Result<()> {
+    if task.labels.is_empty() {
+        task.labels = of_model.to_vec();
+    }
+    let sorted = |labels: &[String]| {
+        let mut labels = labels.to_vec();
+        labels.sort();
+        labels
+    };
+    if task.labels != of_model && sorted(&task.labels) == sorted(of_model) {
+        return Err(Error::usage(format!(
+            "{name} has the classes in the order {}, the task {} in the order {}: its answers would be misread",
+            of_model.join(", "),
+            task.name,
+            task.labels.join(", ")
+        )));
+    }
+    Ok(())
 }
 
 /// Evaluates; the seconds are those of one pass over the data, reading excluded.
@@ -110,24 +140,25 @@ pub fn measure(
 }
 
 /// One line a model.
-pub fn summary(record: &RunRecord, styled: bool) -> String {
+pub fn summary(evaluations: &[EvaluationRecord], styled: bool) -> String {
     let mut names: Vec<&str> = Vec::new();
-    for (name, _) in record.evaluations.iter().flat_map(|e| e.metrics.iter()) {
+    for (name, _) in evaluations.iter().flat_map(|e| e.metrics.iter()) {
         if !names.contains(&name) {
             names.push(name);
         }
     }
-    let heads: Vec<String> = ["model".to_string(), "split".into()]
+    let heads: Vec<String> = ["model".to_string(), "split".into(), "FLOPs kept>".into()]
         .into_iter()
         .chain(names.iter().map(|name| format!("{name}>")))
         .chain(["rows>".into(), "seconds>".into()])
         .collect();
     let mut table = Table::new(&heads.iter().map(String::as_str).collect::<Vec<_>>());
-    for evaluation in &record.evaluations {
+    for evaluation in evaluations {
         let metrics =
             names.iter().map(|n| evaluation.metrics.get(n).map_or(String::new(), |v| format::metric(*v)));
         let tail = [evaluation.rows.to_string(), format!("{:.2}", evaluation.seconds)];
-        let first = [evaluation.variant.clone(), evaluation.split.clone()];
+        let kept = format::percent(evaluation.keep_flops);
+        let first = [evaluation.variant.clone(), evaluation.split.clone(), kept];
         table.row(first.into_iter().chain(metrics).chain(tail));
     }
     table.render(styled)

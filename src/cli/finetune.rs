@@ -1,24 +1,21 @@
-//! `secateur finetune`, and the training part of `secateur run`.
+//! `secateur finetune`
 
 use std::path::PathBuf;
 
 use clap::Args;
-use secateur::data::{Dataset, Split, Task, TaskKind};
+use secateur::data::Split;
 use secateur::model::HeadRequest;
-use secateur::report::record::{Epoch, Training};
+use secateur::prune::UnitMasks;
+use secateur::report::record::InputFile;
 use secateur::report::table::Table;
 use secateur::report::{RunRecord, format};
-use secateur::session::Session;
-use secateur::train::finetune::{History, Options, train};
-use secateur::train::{Recipe, recipe};
 use secateur::{Error, Result};
 
 use super::context::Context;
-use super::evaluate;
-use super::load;
 use super::options::{ModelOptions, OutputOptions, TaskOptions, TrainOptions};
 use super::output::{CHECKPOINTS, Output};
 use super::prune::write_report;
+use super::{evaluate, load, training};
 
 /// Train a model for a task, evaluate it after every epoch, and write the best epoch's model.
 ///
@@ -26,13 +23,18 @@ use super::prune::write_report;
 /// head) is drawn by the seed. Interrupted with Ctrl-C, the run is continued by the same command with --resume.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  secateur finetune --model bert-base-uncased --task mrpc --data MRPC --epochs 3 --out tuned"
+    after_help = "Examples:\n  secateur finetune --model bert-base-uncased --task mrpc --data MRPC --epochs 3 --out tuned\n  \
+                  secateur finetune --model bert-base-uncased --masks pruned/masks.json --task mrpc --data MRPC --out small"
 )]
 pub struct Finetune {
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
     task: TaskOptions,
+    /// Remove the heads and neurons that these masks set to zero before training; other values become part of the
+    /// weights.
+    #[arg(long, value_name = "FILE")]
+    masks: Option<PathBuf>,
     #[command(flatten)]
     train: TrainOptions,
     #[command(flatten)]
@@ -43,101 +45,53 @@ impl Finetune {
     pub fn run(&self, context: &mut Context) -> Result<()> {
         let source = load::source(&self.model.model)?;
         let mut task = load::task(&self.task)?;
-        let recipe = resolve(&self.train, &task)?;
+        let recipe = training::recipe(&self.train, training::usual_recipe(&task)?)?;
+        let masks = self.masks.as_deref().map(UnitMasks::read).transpose()?;
         let output = Output::create(&self.output, self.train.resume)?;
         let mut record = context.record("finetune");
         let data = load::split(context, &mut record, &mut task, &self.task, &source, Split::Train)?;
         let dev = load::split(context, &mut record, &mut task, &self.task, &source, Split::Dev)?;
         let request = HeadRequest::Task(load::head(&task));
         let mut model = load::weights(context, &mut record, &source.directory, &self.model.model, request)?;
-        model.architecture.config.labels.clone_from(&task.labels);
 
-        let mut session = Session::new(model, context.device)?;
-        let checkpoints = Some(output.path().join(CHECKPOINTS));
-        let history = fit(context, &mut session, &task, &data, &dev, &recipe, &self.train, checkpoints)?;
-        record.training.push(training(&task, &recipe, &history));
-        let split = Split::Dev.to_string();
-        record.evaluations.push(evaluate::measure(
-            &mut session,
-            &task,
-            &dev,
-            None,
-            "dense",
-            &split,
-            &context.progress,
-        )?);
-        session.into_model().save(output.path())?;
-        source.tokenizer.save(output.path())?;
+        let (mut variant, mut keep) = ("dense", 1.0);
+        if let (Some(masks), Some(path)) = (&masks, &self.masks) {
+            record.inputs.push(InputFile::hash("masks", path)?);
+            let widths = load::widths(model.config());
+            masks.check_widths(&widths).map_err(|e| Error::format(path, e.to_string()))?;
+            let budget = training::budget(model.config(), &data, masks)?;
+            (variant, keep) = ("pruned", budget.reached);
+            record.set_budget(&budget, &widths);
+            model = training::compact(context, &mut record, &model, masks, &dev.examples)?;
+        }
+        let job = training::Job {
+            variant,
+            keep_flops: keep,
+            objective: &task.name,
+            task: &task,
+            data: &data,
+            evaluation: Some(&dev),
+            recipe: &recipe,
+            max_steps: self.train.steps,
+            checkpoints: output.path().join(CHECKPOINTS),
+        };
+        let model = training::train_and_evaluate(context, &mut record, model, &job)?;
+        training::save(output.path(), model, &task, &source.tokenizer)?;
+        if let Some(masks) = &masks {
+            masks.write(&output.path().join("masks.json"))?;
+        }
         context.finish(&mut record);
-        write_report(output.path(), &record, None)?;
+        write_report(output.path(), &record, masks.as_ref())?;
         output.commit()?;
         context.show(&[record.clone()], |styled| summary(&record, styled));
         Ok(())
     }
 }
 
-/// The recipe of the options: a preset, and what was given besides.
-pub fn resolve(options: &TrainOptions, task: &Task) -> Result<Recipe> {
-    let usual = match task.kind {
-        TaskKind::Span { .. } => "squad",
-        TaskKind::CausalLanguageModel | TaskKind::MaskedLanguageModel => "lm-paper",
-        TaskKind::Classification | TaskKind::Regression => recipe::PRESETS[0],
-    };
-    let mut recipe = Recipe::preset(options.recipe.as_deref().unwrap_or(usual))?;
-    recipe.learning_rate = options.learning_rate.unwrap_or(recipe.learning_rate);
-    recipe.batch_size = options.batch_size.unwrap_or(recipe.batch_size);
-    recipe.epochs = options.epochs.unwrap_or(recipe.epochs);
-    recipe.warmup = options.warmup.unwrap_or(recipe.warmup);
-    recipe.weight_decay = options.weight_decay.unwrap_or(recipe.weight_decay);
-    recipe.check()?;
-    if options.steps == Some(0) {
-        return Err(Error::usage("--steps must be at least 1"));
-    }
-    Ok(recipe)
-}
-
-/// Trains, with checkpoints in `checkpoints`.
-pub fn fit(
-    context: &Context,
-    session: &mut Session,
-    task: &Task,
-    data: &Dataset,
-    dev: &Dataset,
-    recipe: &Recipe,
-    options: &TrainOptions,
-    checkpoints: Option<PathBuf>,
-) -> Result<History> {
-    let options = Options { seed: context.seed, max_steps: options.steps, checkpoints, ..Options::default() };
-    train(session, task, data, Some(dev), recipe, &options, &context.progress)
-}
-
-/// A training run as the record keeps it.
-pub fn training(task: &Task, recipe: &Recipe, history: &History) -> Training {
-    let recipe = match serde_json::to_value(recipe) {
-        Ok(serde_json::Value::Object(map)) => map.into_iter().collect(),
-        _ => Default::default(),
-    };
-    let epochs = history.epochs.iter().map(|epoch| Epoch {
-        epoch: epoch.epoch as usize,
-        loss: epoch.loss,
-        metrics: epoch.metrics.iter().cloned().collect(),
-    });
-    Training {
-        variant: "dense".into(),
-        objective: task.name.clone(),
-        recipe,
-        steps: history.epochs.last().map_or(0, |epoch| epoch.steps),
-        seconds: history.seconds,
-        losses: Vec::new(),
-        epochs: epochs.collect(),
-        best_epoch: history.best.and_then(|best| history.epochs.get(best)).map(|e| e.epoch as usize),
-    }
-}
-
 /// Epochs with their losses and metrics.
-fn summary(record: &RunRecord, styled: bool) -> String {
+pub fn summary(record: &RunRecord, styled: bool) -> String {
     let mut text = String::new();
-    for run in &record.training {
+    for run in record.training.iter().filter(|run| !run.epochs.is_empty()) {
         let names: Vec<&str> =
             run.epochs.first().map(|e| e.metrics.iter().map(|(name, _)| name).collect()).unwrap_or_default();
         let heads: Vec<String> = ["epoch>".to_string(), "loss>".to_string()]
@@ -154,6 +108,6 @@ fn summary(record: &RunRecord, styled: bool) -> String {
         }
         text.push_str(&table.render(styled));
     }
-    text.push_str(&evaluate::summary(record, styled));
+    text.push_str(&evaluate::summary(&record.evaluations, styled));
     text
 }

@@ -58,7 +58,7 @@ pub fn weights(
 }
 
 /// Shape of the model before anything is done to it.
-fn note_model(record: &mut RunRecord, name: &str, model: &Model) {
+pub fn note_model(record: &mut RunRecord, name: &str, model: &Model) {
     let config = model.config();
     record.model = Some(ModelSummary {
         name: name.into(),
@@ -128,6 +128,7 @@ pub fn split(
     let load = LoadOptions {
         max_length: Some(max_length),
         columns: columns(options),
+        grouping: options.grouping(),
         limit,
         seed: context.seed,
         ..LoadOptions::default()

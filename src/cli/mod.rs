@@ -2,6 +2,7 @@
 //! `context`, and the discipline of output directories in `output`.
 
 mod context;
+mod demo;
 mod evaluate;
 mod finetune;
 mod forward;
@@ -9,7 +10,10 @@ mod inspect;
 mod load;
 mod options;
 mod output;
+mod pretrain;
 mod prune;
+mod run;
+mod training;
 
 use std::process::ExitCode;
 
@@ -33,9 +37,12 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Demo(demo::Demo),
+    Run(run::Run),
     Prune(prune::Prune),
     Finetune(finetune::Finetune),
     Evaluate(evaluate::Evaluate),
+    Pretrain(pretrain::Pretrain),
     Inspect(inspect::Inspect),
     Forward(forward::Forward),
 }
@@ -50,9 +57,12 @@ pub fn main() -> ExitCode {
         }
     };
     let result = Context::new(cli.global).and_then(|mut context| match cli.command {
+        Command::Demo(command) => command.run(&mut context),
+        Command::Run(command) => command.run(&mut context),
         Command::Prune(command) => command.run(&mut context),
         Command::Finetune(command) => command.run(&mut context),
         Command::Evaluate(command) => command.run(&mut context),
+        Command::Pretrain(command) => command.run(&mut context),
         Command::Inspect(command) => command.run(&mut context),
         Command::Forward(command) => command.run(&mut context),
     });

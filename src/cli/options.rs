@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use secateur::data::text::Grouping;
 use secateur::prune::clustering::Linkage;
 use secateur::prune::dual_cp;
 use secateur::session;
@@ -88,6 +89,35 @@ pub struct TaskOptions {
     /// Task `table`: the label is a number to predict, not a class.
     #[arg(long)]
     pub regression: bool,
+    /// Task `lm`: how lines become blocks. Published perplexities depend on it.
+    #[arg(long, value_enum, default_value_t = LmGrouping::Global)]
+    pub lm_grouping: LmGrouping,
+    /// Lines of a map batch of `--lm-grouping hf`.
+    #[arg(long, value_name = "LINES", default_value_t = 1000)]
+    pub lm_batch: usize,
+    /// Shards of `--lm-grouping hf`.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub lm_workers: usize,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LmGrouping {
+    /// All lines are one stream, cut into blocks; the last, incomplete block is dropped.
+    Global,
+    /// As a map over batches of lines in shards cuts them, each batch by itself.
+    Hf,
+}
+
+impl TaskOptions {
+    /// How the lines of a text become blocks.
+    pub fn grouping(&self) -> Grouping {
+        match self.lm_grouping {
+            LmGrouping::Global => Grouping::Global,
+            LmGrouping::Hf => {
+                Grouping::Hf { batch: self.lm_batch, workers: self.lm_workers, keep_short: true }
+            }
+        }
+    }
 }
 
 /// Where results go.

@@ -106,7 +106,10 @@ impl fmt::Display for TaskMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, (metric, value)) in self.values.iter().enumerate() {
             let comma = if place > 0 { ", " } else { "" };
-            write!(f, "{comma}{} {value:.4}", metric.name())?;
+            match value.is_nan() {
+                true => write!(f, "{comma}{} undefined", metric.name())?,
+                false => write!(f, "{comma}{} {value:.4}", metric.name())?,
+            }
         }
         Ok(())
     }

@@ -64,8 +64,11 @@ pub fn grouped(value: u64) -> String {
     text
 }
 
-/// A metric: four decimals below 10, two above.
+/// A metric: four decimals below 10, two above; "undefined" where it is NaN (the correlation of a constant).
 pub fn metric(value: f64) -> String {
+    if value.is_nan() {
+        return "undefined".into();
+    }
     if !value.is_finite() {
         return value.to_string();
     }
@@ -112,6 +115,7 @@ mod tests {
         assert_eq!(seconds(8040.0), "2 h 14 min");
         assert_eq!(grouped(1_234_567), "1\u{202f}234\u{202f}567");
         assert_eq!(percent(0.59967), "59.97 %");
+        assert_eq!((metric(0.87012).as_str(), metric(f64::NAN).as_str()), ("0.8701", "undefined"));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::checkpoint::{self, Progress as Place};
 use super::recipe::Recipe;
@@ -59,11 +59,21 @@ pub struct EpochRecord {
     pub epoch: u64,
     /// Mean training loss over the epoch's steps.
     pub loss: f64,
-    /// Name and value of each metric after the epoch, the main one first.
+    /// Name and value of each metric after the epoch, the main one first; NaN where it is undefined.
+    #[serde(deserialize_with = "null_as_nan")]
     pub metrics: Vec<(String, f64)>,
     /// Optimiser steps done so far.
     pub steps: u64,
 }
+
+/// JSON has no NaN: it is written as null.
+fn null_as_nan<'de, D: Deserializer<'de>>(input: D) -> std::result::Result<Vec<(String, f64)>, D::Error> {
+    let pairs = Vec::<(String, Option<f64>)>::deserialize(input)?;
+    Ok(pairs.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
+}
+
+/// Points of a loss curve, however long the run.
+const CURVE_POINTS: u64 = 100;
 
 /// What a run leaves in its checkpoints and returns.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -76,6 +86,10 @@ pub struct History {
     pub open_loss: f64,
     /// Number of those steps.
     pub open_steps: u64,
+    /// The loss along the way: steps done, and the mean loss of the steps since the point before.
+    pub curve: Vec<(u64, f64)>,
+    /// Sum of the losses of the steps since the last point of the curve.
+    pub curve_loss: f64,
     /// Training tokens so far.
     pub tokens: u64,
     /// Seconds of training so far, evaluations excluded.
@@ -186,6 +200,12 @@ pub fn train(
         history.tokens += rows.map(|&row| data.examples[row].length() as u64).sum::<u64>();
         history.open_loss += report.loss;
         history.open_steps += 1;
+        history.curve_loss += report.loss;
+        let since = trainer.step() - history.curve.last().map_or(0, |point| point.0);
+        if since >= (total_steps / CURVE_POINTS).max(1) || trainer.step() == total_steps {
+            history.curve.push((trainer.step(), history.curve_loss / since as f64));
+            history.curve_loss = 0.0;
+        }
         stage.detail(format!("loss {:.4}", history.open_loss / history.open_steps as f64));
         stage.advance(1);
     }
@@ -219,8 +239,10 @@ fn close_epoch(
     progress: &Progress,
 ) -> Result<()> {
     let mut metrics = Vec::new();
+    let mut shown = String::new();
     if let Some((evaluator, data)) = evaluation {
         let found = evaluator.run(session, task, data, progress)?.metrics;
+        shown = format!(", {found}");
         metrics = found.values().iter().map(|(metric, value)| (metric.name().to_string(), *value)).collect();
         if best.as_ref().is_none_or(|(best, _)| found.better_than(best)) {
             let parameters = session.executor().read_block(Block::Parameters);
@@ -233,8 +255,7 @@ fn close_epoch(
     }
     let loss = history.open_loss / history.open_steps as f64;
     let epoch = history.epochs.len() as u64 + 1;
-    let shown: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-    progress.note(format!("epoch {epoch}: training loss {loss:.4}  {}", shown.join("  ")));
+    progress.note(format!("epoch {epoch}: training loss {loss:.4}{shown}"));
     history.epochs.push(EpochRecord { epoch, loss, metrics, steps });
     (history.open_loss, history.open_steps) = (0.0, 0);
     Ok(())

@@ -6,3 +6,4 @@ mod support;
 mod commands;
 mod parity;
 mod report;
+mod train;
