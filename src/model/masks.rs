@@ -24,9 +24,9 @@ pub struct LayerWidths {
 /// Real-valued masks of all layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UnitMasks {
-    /// [layers][heads]
+    /// `[layers][heads]`
     pub heads: Vec<Vec<f32>>,
-    /// [layers][neurons]
+    /// `[layers][neurons]`
     pub neurons: Vec<Vec<f32>>,
 }
 

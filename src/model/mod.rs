@@ -1,7 +1,7 @@
 //! Checkpoints, configurations and the families that emit programs.
 //!
 //! A model is an [`Architecture`] (configuration, head, parameter table) and one flat block of values. Families
-//! differ in the names they declare ([`parameters`]) and in configuration; they share emission ([`emit`]),
+//! differ in the names they declare ([`parameters`]) and in configuration; they share emission (`emit`),
 //! initialisation, loading, saving and compaction, all of which go by the role of a parameter.
 
 mod bert;

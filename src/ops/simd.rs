@@ -2,11 +2,11 @@
 //!
 //! A loop written once as a `simd_fn!` is compiled for AVX-512, for AVX2 with FMA and for the baseline of
 //! the target, and the copy to run is chosen from what the processor reports. The body sees the
-//! instruction set as a type `I:` [`Isa`], which tells it whether a fused multiply-add is one instruction
+//! instruction set as a type `I:` `Isa`, which tells it whether a fused multiply-add is one instruction
 //! (a fused one on a processor that lacks it is a slow library call).
 //!
 //! Results on one machine depend neither on the number of threads nor on the vector width: sums run over
-//! [`LANES`] partial sums whatever the registers hold. Only fused or unfused multiply-adds differ between
+//! `LANES` partial sums whatever the registers hold. Only fused or unfused multiply-adds differ between
 //! machines. `SECATEUR_SIMD=portable|avx2|avx512` lowers the choice, so that one machine can test all three.
 
 use std::sync::OnceLock;

@@ -11,9 +11,9 @@ use crate::prune::masks::UnitMasks;
 /// Overlap of the heads, or of the neurons, of several masks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Overlap {
-    /// [masks][masks] fraction of the row's kept units that the column keeps too; 1 on the diagonal.
+    /// `[masks][masks]` fraction of the row's kept units that the column keeps too; 1 on the diagonal.
     pub shared: Vec<Vec<f64>>,
-    /// [layers][masks][masks] the same, layer by layer.
+    /// `[layers][masks][masks]` the same, layer by layer.
     pub shared_by_layer: Vec<Vec<Vec<f64>>>,
     /// Units that every mask keeps.
     pub kept_by_all: usize,

@@ -1,7 +1,7 @@
 //! A whole training run: epochs of steps, an evaluation after each, the best epoch kept, checkpoints on the way.
 //!
 //! Fine-tuning and pre-training are the same run with different data and heads. What is saved on the way is enough to
-//! continue after any interruption to the same bits ([`checkpoint`](super::checkpoint)); the model returned is that of
+//! continue after any interruption to the same bits (`checkpoint`); the model returned is that of
 //! the best epoch by the task's main metric (algorithms of the papers: "load best at the end").
 
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@
 //! dx = rstd·(g − mean(g) − x̂·mean(g·x̂))        dγ += Σ_t dy·x̂        dβ += Σ_t dy
 //! ```
 //!
-//! The variance is the mean of squared deviations from the computed mean, never E[x²] − μ², so a row with a
+//! The variance is the mean of squared deviations from the computed mean, never `E[x²]` − μ², so a row with a
 //! large common offset keeps its digits. Error, with k = ⌈n/32⌉ + 6 the roundings of a row's sum and
 //! Δμ = γ_{k+2}·mean|x|: |Δx̂| ≤ rstd·Δμ + |x̂|·(γ_{k+5}/2 + (rstd·Δμ)²/2 + 7u), to first order. Cost:
 //! one read and one write of x, the row staying in cache between its three passes; the backward reads dy

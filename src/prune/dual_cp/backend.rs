@@ -17,7 +17,7 @@ pub trait SimilarityBackend {
         head_dim: usize,
         out: &mut ViewMut<f32>,
     ) -> Result<()>;
-    /// `x` [samples, groups·width] → `out` [groups], mean magnitude.
+    /// `x` [samples, groups·width] → `out` `[groups]`, mean magnitude.
     fn mean_absolute(&mut self, x: View<f32>, width: usize, out: &mut [f32]) -> Result<()>;
 }
 

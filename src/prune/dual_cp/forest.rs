@@ -16,9 +16,9 @@ pub struct Forest {
     pub heads: Vec<Tree>,
     /// Neuron tree of every layer.
     pub neurons: Vec<Tree>,
-    /// [layers][heads] mean |context| over tokens and the head's dimensions.
+    /// `[layers][heads]` mean |context| over tokens and the head's dimensions.
     pub head_magnitudes: Vec<Vec<f32>>,
-    /// [layers][neurons] mean |activation| over tokens.
+    /// `[layers][neurons]` mean |activation| over tokens.
     pub neuron_magnitudes: Vec<Vec<f32>>,
     /// Neurons of every layer that are zero on every sampled token. Their similarity to everything, themselves
     /// included, is 0.
