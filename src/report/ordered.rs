@@ -73,6 +73,12 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
     }
 }
 
+/// Reads metrics: JSON has no NaN, so an undefined one was written as null.
+pub(super) fn undefined_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ordered<f64>, D::Error> {
+    let metrics = Ordered::<Option<f64>>::deserialize(deserializer)?;
+    Ok(metrics.0.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +90,16 @@ mod tests {
         let text = serde_json::to_string(&map).unwrap();
         assert_eq!(text, r#"{"zeta":3,"alpha":2}"#);
         assert_eq!(serde_json::from_str::<Ordered<u32>>(&text).unwrap(), map);
+    }
+
+    #[test]
+    fn undefined_metrics_are_read_back() {
+        #[derive(Serialize, Deserialize)]
+        struct Record(#[serde(deserialize_with = "undefined_as_nan")] Ordered<f64>);
+        let text =
+            serde_json::to_string(&Record([("pearson", f64::NAN), ("accuracy", 0.5)].into_iter().collect()));
+        let Record(read) = serde_json::from_str(&text.unwrap()).unwrap();
+        assert!(read.get("pearson").is_some_and(|value| value.is_nan()));
+        assert_eq!(read.get("accuracy"), Some(&0.5));
     }
 }

@@ -296,6 +296,7 @@ pub struct Epoch {
     /// Mean training loss.
     pub loss: f64,
     /// Metrics on the evaluation split, the main one first.
+    #[serde(deserialize_with = "super::ordered::undefined_as_nan")]
     pub metrics: Ordered<f64>,
 }
 
@@ -309,6 +310,7 @@ pub struct Evaluation {
     /// Fraction of FLOPs it keeps.
     pub keep_flops: f64,
     /// Metrics, the main one first.
+    #[serde(deserialize_with = "super::ordered::undefined_as_nan")]
     pub metrics: Ordered<f64>,
     /// Rows evaluated.
     pub rows: usize,
