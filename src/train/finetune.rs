@@ -120,8 +120,8 @@ pub fn train(
     let epoch_steps = batcher.steps_per_epoch();
     let all_steps = epoch_steps * recipe.epochs as u64;
     let total_steps = options.max_steps.map_or(all_steps, |most| most.min(all_steps));
-    let capacity =
-        Extents { tokens: token_budget, sequences: batch_size, targets: token_budget, samples: 0, longest };
+    let tokens = token_budget.min(batch_size.saturating_mul(longest));
+    let capacity = Extents { tokens, sequences: batch_size, targets: tokens, samples: 0, longest };
     let mut trainer = Trainer::new(session, recipe, options.seed, total_steps, capacity)?;
     let mut evaluator = match evaluation {
         Some(data) => Some((Evaluator::new(session, task, data, options.token_budget, false)?, data)),
