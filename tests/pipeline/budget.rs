@@ -294,7 +294,7 @@ fn unusable_masks_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("masks.json");
     for (text, complaint) in [
-        ("{\"heads\": [[1, 1e40]], \"neurons\": [[1]]}", "layer 0, head 1"),
+        ("{\"heads\": [[1, 1e40]], \"neurons\": [[1]]}", "number out of range at line 1 column 19"),
         ("{\"heads\": [[1]], \"neurons\": []}", "1 layers of heads, 0 layers of neurons"),
         ("{\"heads\": [[null]], \"neurons\": [[1]]}", "not a masks file"),
         ("[1, 2]", "not a masks file"),
