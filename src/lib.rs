@@ -13,6 +13,7 @@ pub mod dump;
 pub mod error;
 pub mod eval;
 pub mod exec;
+pub mod launch;
 pub mod model;
 pub mod ops;
 pub mod program;

@@ -1,0 +1,40 @@
+//! What runs kernels.
+
+use super::{DeviceLimits, Step};
+use crate::error::Result;
+
+/// Memory and a stream of work in order: a GPU, or the emulator.
+///
+/// Work may be asynchronous; [`Device::download`] and [`Device::synchronize`] wait for everything before them. A kernel
+/// that faults is an error of the call that waits for it at the latest.
+pub trait Device {
+    /// What it is: "NVIDIA H100 80GB HBM3 (sm_90)", "emulated (compute_80)".
+    fn name(&self) -> &str;
+
+    /// What launches may count on.
+    fn limits(&self) -> DeviceLimits;
+
+    /// Bytes that could be allocated now; `None` where nothing but the host's memory limits it.
+    fn free_bytes(&self) -> Result<Option<usize>>;
+
+    /// Uninitialised memory, 256-byte aligned. `label` names it in findings and errors.
+    fn allocate(&mut self, bytes: usize, label: &str) -> Result<u64>;
+
+    /// Gives memory back; `address` is what [`Device::allocate`] returned.
+    fn free(&mut self, address: u64) -> Result<()>;
+
+    /// Copies from the host.
+    fn upload(&mut self, address: u64, data: &[u8]) -> Result<()>;
+
+    /// Copies to the host, after all work before it.
+    fn download(&self, address: u64, data: &mut [u8]) -> Result<()>;
+
+    /// Sets bytes.
+    fn fill(&mut self, address: u64, value: u8, bytes: usize) -> Result<()>;
+
+    /// Runs steps in order.
+    fn run(&mut self, steps: &[Step]) -> Result<()>;
+
+    /// Waits for all work.
+    fn synchronize(&mut self) -> Result<()>;
+}
