@@ -154,14 +154,14 @@ fn forward(
         let extents = session.feed(&prepared, &batch, Weighting::EachRow)?;
         session.run(&prepared, &extents)?;
         for (name, slot) in &wanted {
-            let values = session.read_wide(&prepared, *slot, &extents);
+            let values = session.read_wide(&prepared, *slot, &extents)?;
             let cols = slots.program.slot(*slot).cols;
             let (shape, all) = tensors.entry(name.clone()).or_insert_with(|| (vec![0, cols], Vec::new()));
             shape[0] += values.len().checked_div(cols).unwrap_or(0);
             all.extend(values);
         }
         if let (true, Some(slot)) = (labelled, slots.losses) {
-            let losses = session.read_wide(&prepared, slot, &extents);
+            let losses = session.read_wide(&prepared, slot, &extents)?;
             sum += losses.iter().sum::<f64>();
             predictions += losses.len();
             per_row.extend(row_means(&batch, &losses));
@@ -228,7 +228,7 @@ fn gradients(
     for (_, parameter) in layout.iter() {
         // A parameter the loss does not depend on has no gradient slot.
         let Some(slot) = prepared.slots.program.find(&format!("d {}", parameter.name)) else { continue };
-        let values = session.read_wide(&prepared, slot, &last);
+        let values = session.read_wide(&prepared, slot, &last)?;
         let shape =
             if parameter.vector { vec![parameter.cols] } else { vec![parameter.rows, parameter.cols] };
         tensors.insert(format!("grad/{}", parameter.name), (shape, values));
@@ -266,7 +266,7 @@ fn mask_gradients(
                 (slots.neuron_mask_gradient, neurons, &mut by_neuron),
             ] {
                 let Some(slot) = slot else { continue };
-                let values = session.read_wide(&prepared, slot, &extents);
+                let values = session.read_wide(&prepared, slot, &extents)?;
                 let width = values.len() / rows.len();
                 for (&row, gradient) in rows.iter().zip(values.chunks_exact(width.max(1))) {
                     let start = (row * layers.len() + layer) * units;

@@ -74,9 +74,9 @@ impl Session {
     }
 
     /// Takes the model back with the parameters the executor holds now.
-    pub fn into_model(mut self) -> Model {
-        self.model.values = self.executor.read_block(Block::Parameters);
-        self.model
+    pub fn into_model(mut self) -> Result<Model> {
+        self.model.values = self.executor.read_block(Block::Parameters)?;
+        Ok(self.model)
     }
 
     /// Emits and prepares a program for batches up to `capacity`.
@@ -161,12 +161,18 @@ impl Session {
     }
 
     /// Reads a slot as dense rows.
-    pub fn read(&self, prepared: &Prepared, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) {
-        self.executor.read(prepared.id, slot, extents, out);
+    pub fn read(
+        &self,
+        prepared: &Prepared,
+        slot: SlotId,
+        extents: &Extents,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        self.executor.read(prepared.id, slot, extents, out)
     }
 
     /// Reads a slot without narrowing.
-    pub fn read_wide(&self, prepared: &Prepared, slot: SlotId, extents: &Extents) -> Vec<f64> {
+    pub fn read_wide(&self, prepared: &Prepared, slot: SlotId, extents: &Extents) -> Result<Vec<f64>> {
         self.executor.read_wide(prepared.id, slot, extents)
     }
 
@@ -183,7 +189,7 @@ impl Session {
             return Err(Error::shape(prepared.slots.program.name(), "was emitted without a loss"));
         };
         let mut values = Vec::new();
-        self.executor.read(prepared.id, losses, extents, &mut values);
+        self.executor.read(prepared.id, losses, extents, &mut values)?;
         fill_weights(batch, weighting, &mut self.floats);
         let loss: f64 = values.iter().zip(&self.floats).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum();
         if !loss.is_finite() {

@@ -215,7 +215,7 @@ impl Demonstration<'_> {
                 max_steps: None,
                 checkpoints: self.folder.join(CHECKPOINTS).join(objective),
             };
-            model = training::train(context, record, model, &job)?.into_model();
+            model = training::train(context, record, model, &job)?.into_model()?;
         }
         training::save(&self.folder.join("pretrained"), model, &task, tokenizer)
     }
@@ -318,7 +318,7 @@ impl Demonstration<'_> {
         let fastest = timings.into_iter().min_by(|a, b| a.seconds.total_cmp(&b.seconds));
         record.evaluations.extend(fastest.map(|found| Evaluation { keep_flops: keep, ..found }));
         let folder = self.folder.join(variant);
-        training::save(&folder, session.into_model(), &stage.task, &stage.source.tokenizer)
+        training::save(&folder, session.into_model()?, &stage.task, &stage.source.tokenizer)
     }
 }
 

@@ -116,7 +116,7 @@ pub fn train_and_evaluate(
         found.keep_flops = job.keep_flops;
         record.evaluations.push(found);
     }
-    Ok(session.into_model())
+    session.into_model()
 }
 
 /// Makes the masked model small, proves that it computes the same, and notes proof and sizes in the record.

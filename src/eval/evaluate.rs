@@ -93,7 +93,7 @@ impl Evaluator {
             let Some(slot) = slots.logits.or(slots.losses) else {
                 return Err(Error::usage(format!("the model has no head for the task {}", task.name)));
             };
-            session.read(&self.prepared, slot, &extents, &mut self.values);
+            session.read(&self.prepared, slot, &extents, &mut self.values)?;
             results.push(by_row(task, &self.batch, &self.values)?);
             stage.advance(rows.len() as u64);
         }

@@ -209,19 +209,20 @@ impl<K: Kernels> Executor for HostExecutor<K> {
         Ok(())
     }
 
-    fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) {
+    fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) -> Result<()> {
         out.clear();
         self.read_with(id, slot, extents, |value| out.push(value.to_f64() as f32));
+        Ok(())
     }
 
-    fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Vec<f64> {
+    fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Vec<f64>> {
         let mut out = Vec::new();
         self.read_with(id, slot, extents, |value| out.push(value.to_f64()));
-        out
+        Ok(out)
     }
 
-    fn read_block(&self, block: Block) -> Vec<f32> {
-        self.blocks[block as usize].as_slice().iter().map(|value| value.to_f64() as f32).collect()
+    fn read_block(&self, block: Block) -> Result<Vec<f32>> {
+        Ok(self.blocks[block as usize].as_slice().iter().map(|value| value.to_f64() as f32).collect())
     }
 
     fn write_block(&mut self, block: Block, data: &[f32]) -> Result<()> {
@@ -237,8 +238,9 @@ impl<K: Kernels> Executor for HostExecutor<K> {
         Ok(())
     }
 
-    fn poison(&mut self) {
+    fn poison(&mut self) -> Result<()> {
         self.arena.as_mut_slice().fill(K::Element::from_f64(f64::NAN));
+        Ok(())
     }
 }
 

@@ -5,6 +5,8 @@
 //! oracle's, so that the next operation starts from equal inputs and errors do not add up over the program:
 //! every operation is judged alone.
 
+use std::collections::HashMap;
+
 use super::{Executor, ProgramId};
 use crate::error::Result;
 use crate::program::{Access, Element, Extents, Op, Program, SlotId, Storage};
@@ -149,29 +151,34 @@ pub fn compare(
 ) -> Result<Option<Divergence>> {
     let program = oracle.program(oracle_id).clone();
     for (index, op) in program.ops().iter().enumerate() {
-        let mut before = 0.0f64;
+        let mut slots = Vec::new();
         op.visit(|slot, access| {
-            if access == Access::Update {
-                before = before
-                    .max(norms(&oracle.read_wide(oracle_id, slot, extents), program.slot(slot).cols)[0]);
+            if program.slot(slot).element == Element::Float {
+                slots.push((slot, access));
             }
         });
+        let mut before = 0.0f64;
+        for &(slot, access) in &slots {
+            if access == Access::Update {
+                let values = oracle.read_wide(oracle_id, slot, extents)?;
+                before = before.max(norms(&values, program.slot(slot).cols)[0]);
+            }
+        }
         oracle.run_range(oracle_id, index..index + 1, extents)?;
         candidate.run_range(candidate_id, index..index + 1, extents)?;
-        let mut written = Vec::new();
-        op.visit(|slot, access| {
-            if access != Access::Read && program.slot(slot).element == Element::Float {
-                written.push(slot);
-            }
-        });
+        let mut sizes = HashMap::new();
+        for &(slot, _) in &slots {
+            let values = oracle.read_wide(oracle_id, slot, extents)?;
+            sizes.insert(slot, norms(&values, program.slot(slot).cols));
+        }
         let of = |which: usize| {
-            let (oracle, program) = (&*oracle, &program);
-            move |slot| norms(&oracle.read_wide(oracle_id, slot, extents), program.slot(slot).cols)[which]
+            let sizes = &sizes;
+            move |slot: SlotId| sizes[&slot][which]
         };
         let terms_scale = scale(op, of(0), of(1), of(2)).max(before);
-        for slot in written {
-            let expected = oracle.read_wide(oracle_id, slot, extents);
-            let found = candidate.read_wide(candidate_id, slot, extents);
+        for (slot, _) in slots.into_iter().filter(|(_, access)| *access != Access::Read) {
+            let expected = oracle.read_wide(oracle_id, slot, extents)?;
+            let found = candidate.read_wide(candidate_id, slot, extents)?;
             let cols = program.slot(slot).cols;
             let scale = expected.iter().fold(terms_scale, |m, v| m.max(v.abs()));
             let bound = bound(&program, op, extents, scale);
@@ -197,7 +204,7 @@ pub fn compare(
             if !matches!(program.slot(slot).storage, Storage::Alias { .. }) {
                 // The oracle's value rounded to the candidate's precision is what both go on from.
                 candidate.write_wide(candidate_id, slot, &expected)?;
-                let rounded = candidate.read_wide(candidate_id, slot, extents);
+                let rounded = candidate.read_wide(candidate_id, slot, extents)?;
                 oracle.write_wide(oracle_id, slot, &rounded)?;
             }
         }

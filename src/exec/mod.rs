@@ -81,17 +81,17 @@ pub trait Executor {
     fn run_range(&mut self, id: ProgramId, range: Range<usize>, extents: &Extents) -> Result<()>;
 
     /// Reads a float slot as dense rows into `out`, replacing its content.
-    fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>);
+    fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) -> Result<()>;
 
     /// Reads a float slot without narrowing.
-    fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Vec<f64>;
+    fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Vec<f64>>;
 
     /// Reads a block, layout padding included; empty if it was never allocated.
-    fn read_block(&self, block: Block) -> Vec<f32>;
+    fn read_block(&self, block: Block) -> Result<Vec<f32>>;
 
     /// Replaces a block. Length must be the layout's.
     fn write_block(&mut self, block: Block, data: &[f32]) -> Result<()>;
 
     /// Overwrites the arena with NaN, so that anything read before it is written shows.
-    fn poison(&mut self);
+    fn poison(&mut self) -> Result<()>;
 }

@@ -96,7 +96,7 @@ pub fn collect(
             ];
             for (slot, into, width) in taps {
                 let Some(slot) = slot else { continue };
-                session.read(&prepared, slot, &extents, &mut values);
+                session.read(&prepared, slot, &extents, &mut values)?;
                 for (row, &place) in values.chunks(width).zip(places) {
                     into[place * width..(place + 1) * width].copy_from_slice(row);
                 }

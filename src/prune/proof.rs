@@ -63,7 +63,7 @@ fn answers(model: &Model, masks: Option<&UnitMasks>, batches: &[Batch], device: 
     for batch in batches {
         let extents = session.feed(&prepared, batch, Weighting::EachRow)?;
         session.run(&prepared, &extents)?;
-        answers.extend(session.read_wide(&prepared, answer, &extents));
+        answers.extend(session.read_wide(&prepared, answer, &extents)?);
     }
     Ok(answers)
 }

@@ -43,7 +43,7 @@ const BLOCKS: [(&str, Block); 3] = [
 pub fn save(directory: &Path, executor: &dyn Executor, progress: &Progress) -> Result<()> {
     let path = directory.join(FILE_NAME);
     let blocks: Vec<(&str, Vec<f32>)> =
-        BLOCKS.iter().map(|&(name, block)| (name, executor.read_block(block))).collect();
+        BLOCKS.iter().map(|&(name, block)| Ok((name, executor.read_block(block)?))).collect::<Result<_>>()?;
     let mut views = Vec::new();
     for (name, block) in &blocks {
         let bytes: &[u8] = bytemuck::cast_slice(block);

@@ -130,7 +130,7 @@ pub fn train(
 
     let mut history = History::default();
     let mut best: Option<(TaskMetrics, Vec<f32>)> = None;
-    let fingerprint = fingerprint(session, task, data, recipe, options, total_steps);
+    let fingerprint = fingerprint(session, task, data, recipe, options, total_steps)?;
     if let Some(directory) = &options.checkpoints {
         std::fs::create_dir_all(directory).map_err(Error::io(directory, "creating"))?;
         if let Some(place) = checkpoint::restore(directory, session.executor(), &fingerprint)? {
@@ -245,7 +245,7 @@ fn close_epoch(
         shown = format!(", {found}");
         metrics = found.values().iter().map(|(metric, value)| (metric.name().to_string(), *value)).collect();
         if best.as_ref().is_none_or(|(best, _)| found.better_than(best)) {
-            let parameters = session.executor().read_block(Block::Parameters);
+            let parameters = session.executor().read_block(Block::Parameters)?;
             if let Some(directory) = &options.checkpoints {
                 checkpoint::write_atomically(&directory.join(BEST), bytemuck::cast_slice(&parameters))?;
             }
@@ -280,14 +280,14 @@ fn fingerprint(
     recipe: &Recipe,
     options: &Options,
     total_steps: u64,
-) -> String {
+) -> Result<String> {
     let mut hash = blake3::Hasher::new();
     let text = format!("{task:?}{recipe:?}{}{}{total_steps}", options.seed, options.token_budget);
     hash.update(text.as_bytes());
-    hash.update(bytemuck::cast_slice(&session.executor().read_block(Block::Parameters)));
+    hash.update(bytemuck::cast_slice(&session.executor().read_block(Block::Parameters)?));
     for example in &data.examples {
         hash.update(bytemuck::cast_slice(&example.input_ids));
         hash.update(format!("{:?}", example.target).as_bytes());
     }
-    hash.finalize().to_hex().to_string()
+    Ok(hash.finalize().to_hex().to_string())
 }

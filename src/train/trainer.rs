@@ -118,7 +118,7 @@ impl Trainer {
         let hyper = self.recipe.hyper(self.step, self.total_steps);
         session.executor().write_wide(self.update_id, self.update.hyper, &hyper)?;
         session.executor().run_range(self.update_id, 0..1, &nothing)?;
-        session.executor().read(self.update_id, self.update.norm, &nothing, &mut self.norm);
+        session.executor().read(self.update_id, self.update.norm, &nothing, &mut self.norm)?;
         let gradient_norm = f64::from(self.norm[0]);
         if !gradient_norm.is_finite() {
             // Found before the update, so the parameters are still those of the last good step.

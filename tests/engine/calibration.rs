@@ -31,7 +31,7 @@ fn drawn_tokens_have_the_activations_of_a_full_run() {
                 [(slots.context, &sample.context[layer]), (slots.activation, &sample.activations[layer])];
             for (slot, sampled) in pairs {
                 let mut all = Vec::new();
-                session.read(&prepared, slot.expect("kept"), &extents, &mut all);
+                session.read(&prepared, slot.expect("kept"), &extents, &mut all).unwrap();
                 let width = all.len() / batch.token_count();
                 for (place, &token) in selection.tokens.iter().enumerate() {
                     let expected = &all[token * width..(token + 1) * width];

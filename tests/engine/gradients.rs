@@ -35,7 +35,7 @@ impl Setup {
         self.session.run(&self.prepared, &extents).expect("ran");
         let losses = self.prepared.slots.losses.expect("a loss");
         let weight = 1.0f64 / self.batch.targets.len() as f64;
-        let losses = self.session.read_wide(&self.prepared, losses, &extents);
+        let losses = self.session.read_wide(&self.prepared, losses, &extents).unwrap();
         losses.iter().map(|loss| loss * f64::from(weight as f32)).sum()
     }
 }
@@ -56,7 +56,7 @@ fn parameter_gradients_are_the_derivatives_of_the_loss() {
                     Storage::Gradient(id) => Some((id, slot)),
                     _ => None,
                 })
-                .map(|(id, slot)| (id, setup.session.read_wide(&setup.prepared, slot, &extents)))
+                .map(|(id, slot)| (id, setup.session.read_wide(&setup.prepared, slot, &extents).unwrap()))
                 .collect();
             let slots: Vec<_> = program
                 .slots()
@@ -69,7 +69,7 @@ fn parameter_gradients_are_the_derivatives_of_the_loss() {
             let mut random = Random(99);
             for (id, slot) in slots {
                 let name = program.slot(slot).name.clone();
-                let values = setup.session.read_wide(&setup.prepared, slot, &extents);
+                let values = setup.session.read_wide(&setup.prepared, slot, &extents).unwrap();
                 let direction: Vec<f64> = values.iter().map(|_| random.normal()).collect();
                 let norm = direction.iter().map(|d| d * d).sum::<f64>().sqrt();
                 // Central differences: truncation h², rounding u/h; both are about 1e-10 at h = 1e-5.
@@ -120,7 +120,7 @@ fn mask_gradients_are_the_derivatives_of_each_rows_own_loss() {
             setup.session.write_dropout_key(&setup.prepared, 1, 2).expect("key");
             setup.session.run(&setup.prepared, &extents).expect("ran");
             let losses = setup.prepared.slots.losses.expect("a loss");
-            let losses = setup.session.read_wide(&setup.prepared, losses, &extents);
+            let losses = setup.session.read_wide(&setup.prepared, losses, &extents).unwrap();
             let rows: Vec<f64> = match &setup.batch.targets {
                 secateur::data::Targets::Tokens { positions, .. } => {
                     let mut at = 0;
@@ -142,8 +142,10 @@ fn mask_gradients_are_the_derivatives_of_each_rows_own_loss() {
             (rows, extents)
         };
         let (_, extents) = run(&mut setup);
-        let gradients: Vec<Vec<f64>> =
-            masks.iter().map(|(_, g)| setup.session.read_wide(&setup.prepared, *g, &extents)).collect();
+        let gradients: Vec<Vec<f64>> = masks
+            .iter()
+            .map(|(_, g)| setup.session.read_wide(&setup.prepared, *g, &extents).unwrap())
+            .collect();
         for (index, (mask, _)) in masks.iter().enumerate() {
             let units = values[index].len();
             for unit in [0, 1, units - 1] {

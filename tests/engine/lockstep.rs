@@ -47,7 +47,7 @@ fn compare(family: &str, head: Head, masks: bool) {
         let prepared = session.prepare(mode, &options, capacity).expect("a program");
         let zeros = vec![0.0; session.model().layout().block_len()];
         session.executor().write_block(Block::Gradients, &zeros).expect("gradients");
-        session.executor().poison();
+        session.executor().poison().unwrap();
         let weighting = Weighting::Mean { total: batch.targets.len() };
         let extents = session.feed(&prepared, &batch, weighting).expect("fed");
         session.write_dropout_key(&prepared, 5, 9).expect("key");

@@ -38,7 +38,7 @@ fn session() -> Session {
 }
 
 fn bits(session: &mut Session) -> Vec<u32> {
-    session.executor().read_block(Block::Parameters).iter().map(|v| v.to_bits()).collect()
+    session.executor().read_block(Block::Parameters).unwrap().iter().map(|v| v.to_bits()).collect()
 }
 
 /// What of a history does not depend on the clock.
@@ -140,7 +140,7 @@ fn a_checkpoint_of_another_run_is_refused() {
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_with_a_name() {
     let mut session = session();
-    let mut values = session.executor().read_block(Block::Parameters);
+    let mut values = session.executor().read_block(Block::Parameters).unwrap();
     values[0] = f32::NAN;
     session.executor().write_block(Block::Parameters, &values).expect("written");
     let data = Dataset {

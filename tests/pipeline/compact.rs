@@ -75,7 +75,7 @@ fn logits(model: &Model, masks: Option<&UnitMasks>, batch: &Batch, device: Devic
     }
     let extents = session.feed(&prepared, batch, Weighting::EachRow).unwrap();
     session.run(&prepared, &extents).unwrap();
-    session.read_wide(&prepared, prepared.slots.logits.unwrap(), &extents)
+    session.read_wide(&prepared, prepared.slots.logits.unwrap(), &extents).unwrap()
 }
 
 fn largest_difference(a: &[f64], b: &[f64]) -> f64 {

@@ -75,7 +75,7 @@ impl<'a> ExecutorBackend<'a> {
         let extents = Extents::default();
         self.executor.write(id, input, &self.dense)?;
         self.executor.run(id, &extents)?;
-        self.executor.read(id, output, &extents, &mut self.dense);
+        self.executor.read(id, output, &extents, &mut self.dense)?;
         let cols = out.cols();
         for (row, values) in self.dense.chunks(cols.max(1)).enumerate() {
             out.row_mut(row).copy_from_slice(values);

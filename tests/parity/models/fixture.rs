@@ -309,7 +309,7 @@ impl Fixture {
         weights: Weights,
     ) -> Run {
         self.write_inputs(session, prepared, batch, weights, None);
-        session.executor().poison();
+        session.executor().poison().unwrap();
         session.run(prepared, &self.extents(batch)).unwrap();
         self.read(session, prepared, batch, weights)
     }
@@ -328,19 +328,19 @@ impl Fixture {
             let root = slots.program.root(slot);
             if slots.program.slot(root).storage == secateur::program::Storage::Output {
                 columns.insert(name.clone(), slots.program.slot(slot).cols);
-                kept.insert(name, session.read_wide(prepared, slot, &extents));
+                kept.insert(name, session.read_wide(prepared, slot, &extents).unwrap());
             }
         }
         let layout = session.model().layout();
         let gradients = layout.iter().filter_map(|(_, parameter)| {
             let slot = slots.program.find(&format!("d {}", parameter.name))?;
-            Some((parameter.name.clone(), session.read_wide(prepared, slot, &extents)))
+            Some((parameter.name.clone(), session.read_wide(prepared, slot, &extents).unwrap()))
         });
-        let masks = |slot: Option<_>| slot.map(|slot| session.read_wide(prepared, slot, &extents));
+        let masks = |slot: Option<_>| slot.map(|slot| session.read_wide(prepared, slot, &extents).unwrap());
         Run {
             kept,
             columns,
-            losses: session.read_wide(prepared, slots.losses.unwrap(), &extents),
+            losses: session.read_wide(prepared, slots.losses.unwrap(), &extents).unwrap(),
             weights: self.weights(batch, weights),
             gradients: gradients.collect(),
             heads: slots.layers.iter().filter_map(|layer| masks(layer.head_mask_gradient)).collect(),

@@ -45,7 +45,7 @@ pub fn run(
             }
         });
         for slot in written {
-            let mut values = executor.read_wide(prepared.id, slot, &extents);
+            let mut values = executor.read_wide(prepared.id, slot, &extents).unwrap();
             let mean_square = values.iter().map(|v| v * v).sum::<f64>() / values.len().max(1) as f64;
             let size = U32 * (longest as f64).sqrt() * mean_square.sqrt();
             values.iter_mut().for_each(|v| *v += size * (2.0 * random.unit() - 1.0));
