@@ -1,0 +1,64 @@
+// Mean absolute value of groups of columns over all rows (src/ops/reduce/mod.rs).
+//
+// x: [rows, cols], f32 or bf16; out: [cols / group] f32. First, blocks of 8 warps sum |x| of 32 pieces of columns over a run
+// of rows, each warp every 8th row, the warps in order; then a block for each group adds what belongs to it. The
+// split into runs depends on `rows` alone, so every device gives the same bits.
+//
+// Floor: one read of x.
+#include "rows.cuh"
+
+#define THREADS 256
+#define WARPS (THREADS / WARP)
+#define GROUP_THREADS 128
+
+template <typename T>
+__device__ __forceinline__ void absolute_sums(const T* x, int ldx, float* partials, int rows_a_block, int rows, int cols) {
+    constexpr int count = Lanes<T>::count, panel = WARP * count;
+    __shared__ float4 shared[WARPS * panel / 4];
+    float* sums = reinterpret_cast<float*>(shared);
+    const int warp = threadIdx.x / WARP, first = blockIdx.y * panel, column = first + threadIdx.x % WARP * count;
+    const int start = blockIdx.x * rows_a_block, end = min(start + rows_a_block, rows);
+    float sum[count] = {};
+    if (column < cols) {
+#pragma unroll 4
+        for (int row = start + warp; row < end; row += WARPS) {
+            float values[count];
+            load_columns(row_of(x, row, ldx), column, cols, values);
+#pragma unroll
+            for (int j = 0; j < count; ++j) sum[j] += fabsf(values[j]);
+        }
+    }
+    store_parameters(sums + warp * panel, threadIdx.x % WARP * count, panel, sum);
+    __syncthreads();
+    const int mine = threadIdx.x;
+    if (mine >= panel || first + mine >= cols) return;
+    float total = sums[mine];
+#pragma unroll
+    for (int i = 1; i < WARPS; ++i) total += sums[i * panel + mine];
+    row_of(partials, blockIdx.x, cols)[first + mine] = total;
+}
+
+/// `partials [blocks, cols]`: sums of |x| over each block's `rows_a_block` rows. Blocks: runs of rows × panels of 128 columns.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    absolute_sums_f32(const float* __restrict__ x, int ldx, float* __restrict__ partials, int rows_a_block, int rows, int cols) {
+    absolute_sums(x, ldx, partials, rows_a_block, rows, cols);
+}
+
+/// As `absolute_sums_f32`, of a bf16 matrix; panels of 256 columns.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    absolute_sums_bf16(const bf16* __restrict__ x, int ldx, float* __restrict__ partials, int rows_a_block, int rows, int cols) {
+    absolute_sums(x, ldx, partials, rows_a_block, rows, cols);
+}
+
+/// `out[g]` = sum of `partials [blocks, cols]` over all blocks and the `group` columns of group g, divided by `terms`. A
+/// block of 128 threads a group.
+extern "C" __global__ void __launch_bounds__(GROUP_THREADS)
+    group_means_f32(const float* __restrict__ partials, int blocks, int cols, int group, float terms, float* __restrict__ out) {
+    __shared__ float shared[GROUP_THREADS / WARP];
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < blocks * group; i += GROUP_THREADS) {
+        sum += row_of(partials, i / group, cols)[blockIdx.x * group + i % group];
+    }
+    sum = block_reduce<GROUP_THREADS>(sum, Sum(), shared);
+    if (threadIdx.x == 0) out[blockIdx.x] = sum / terms;
+}
