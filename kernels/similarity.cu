@@ -93,15 +93,15 @@ struct Scales {
 template <typename T>
 struct ScaledColumns {
     const T* x;
-    int ld, first, rows, units, columns[2];
+    int ld, rows, units, columns[2];
     bool vector;
     float fetched[2][QUAD];
     Scales& scales;
 
-    // `first`, `rows`: the chunk. `pairs`: see column_scales.
-    __device__ __forceinline__ ScaledColumns(const T* x, int ld, int first, int rows, int units, const float* pairs,
-                                             Scales& scales, UpperTile tile, bool vector)
-        : x(x), ld(ld), first(first), rows(rows), units(units), vector(vector), scales(scales) {
+    // `x`, `rows`: the chunk. `pairs`: see column_scales.
+    __device__ __forceinline__ ScaledColumns(const T* x, int ld, int rows, int units, const float* pairs, Scales& scales,
+                                             UpperTile tile, bool vector)
+        : x(x), ld(ld), rows(rows), units(units), vector(vector), scales(scales) {
         columns[0] = TILE * tile.row + QUAD * (threadIdx.x % 32);
         columns[1] = TILE * tile.column + QUAD * (threadIdx.x % 32);
         const int side = threadIdx.x / TILE, column = threadIdx.x % TILE;
@@ -112,7 +112,7 @@ struct ScaledColumns {
     }
     __device__ __forceinline__ void fetch(int k) {
         const int row = k + threadIdx.x / 32;
-        const T* from = x + static_cast<size_t>(first + row) * ld;
+        const T* from = x + static_cast<size_t>(row) * ld;
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
             const int column = columns[side];
@@ -233,7 +233,8 @@ __device__ __forceinline__ void gram(const T* x, int ld, int samples, int units,
                                      float* products, int tiles, int vector) {
     const int first = blockIdx.y * rows_per_chunk, rows = min(rows_per_chunk, samples - first);
     __shared__ __align__(16) Scales of_tile;
-    ScaledColumns<T> source(x, ld, first, rows, units, scales, of_tile, UpperTile(blockIdx.x, tiles), vector);
+    ScaledColumns<T> source(x + static_cast<size_t>(first) * ld, ld, rows, units, scales, of_tile,
+                            UpperTile(blockIdx.x, tiles), vector);
     float acc[8][8] = {};
     reduce_tile(source, rows, acc, [](float& sum, float a, float b) { sum = fmaf(a, b, sum); });
     float* to = products + (static_cast<size_t>(blockIdx.y) * gridDim.x + blockIdx.x) * (TILE * TILE);

@@ -21,5 +21,6 @@
 //! memory, and two vectorised exp for each logit.
 
 pub mod cpu;
+pub mod cuda;
 mod linear;
 pub mod reference;

@@ -14,6 +14,7 @@
 //! rounds once to f32. Cost: H²/2 sorts of d_h² keys.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 /// One step of the greedy matching.

@@ -16,6 +16,7 @@
 //! Cost: AdamW reads p, g, m, v and writes p, m, v once: 28 bytes an element.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 /// Where ε goes and when the weights decay; see the [module](self).

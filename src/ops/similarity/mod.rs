@@ -24,6 +24,7 @@
 //! subtract, absolute value, maximum; memory traffic is O(units²) for both.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 /// Smallest norm a column is divided by; below it the cosine shrinks to zero instead of amplifying noise.
