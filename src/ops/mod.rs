@@ -19,6 +19,7 @@ pub mod similarity;
 
 mod elementary;
 mod parallel;
+mod rows;
 mod scratch;
 pub mod simd;
 mod view;

@@ -15,6 +15,7 @@
 //! | `Tanh` | 5 u |
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 /// Which function.

@@ -4,4 +4,5 @@
 //! adds the bias). `bias`: `[n]`; `residual`, `y`: `[T, n]`. One addition an element, exact to its one rounding.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;

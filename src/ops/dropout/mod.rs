@@ -7,6 +7,7 @@
 //! So forward, backward, every executor and every number of threads agree on every element without talking.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 /// A dropout layer of a program.

@@ -1,0 +1,36 @@
+//! Launches of `kernels/reduce.cu`.
+
+use crate::launch::{ElementType, Grid, Matrix, Pointer, Queue, int, kernels::reduce};
+use crate::ops::rows::{assert_vector_access, lanes};
+
+/// The fewest rows that a block sums, and the most blocks down the rows.
+const FEWEST_ROWS: usize = 64;
+const MOST_BLOCKS: usize = 128;
+
+/// `out[g]` = mean of `|x|` over rows and the columns of group g; `x`: `[T, n]`, `out`: `[n / group]`.
+pub fn mean_absolute(queue: &mut Queue, x: Matrix, group: usize, out: Pointer<f32>) {
+    assert!(x.cols.is_multiple_of(group));
+    assert_vector_access(&x);
+    if x.cols == 0 {
+        return;
+    }
+    let rows_a_block = x.rows.div_ceil(MOST_BLOCKS).max(FEWEST_ROWS);
+    let blocks = x.rows.div_ceil(rows_a_block);
+    let partials = queue.scratch(x.rows.div_ceil(FEWEST_ROWS).min(MOST_BLOCKS) * x.cols);
+    let cols = int(x.cols);
+    if blocks > 0 {
+        let grid = Grid::new([blocks, x.cols.div_ceil(32 * lanes(x.element)), 1], 256);
+        let (ld, rows_a_block, rows) = (int(x.ld), int(rows_a_block), int(x.rows));
+        queue.push(match x.element {
+            ElementType::F32 => {
+                reduce::absolute_sums_f32(grid, x.f32(), ld, partials, rows_a_block, rows, cols)
+            }
+            ElementType::Bf16 => {
+                reduce::absolute_sums_bf16(grid, x.bf16(), ld, partials, rows_a_block, rows, cols)
+            }
+        });
+    }
+    let terms = (x.rows * group).max(1) as f32;
+    let grid = Grid::linear(x.cols / group, 128);
+    queue.push(reduce::group_means_f32(grid, partials, int(blocks), cols, int(group), terms, out));
+}
