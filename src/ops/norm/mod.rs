@@ -12,7 +12,7 @@
 //! Δμ = γ_{k+2}·mean|x|: |Δx̂| ≤ rstd·Δμ + |x̂|·(γ_{k+5}/2 + (rstd·Δμ)²/2 + 7u), to first order. Cost:
 //! one read and one write of x, the row staying in cache between its three passes; the backward reads dy
 //! and x once. dγ and dβ are summed over fixed chunks of rows, and the chunks in order. On a device a row's sum
-costs at most k = ⌈n/32⌉ + 12 roundings, and chunks depend on the number of rows alone, not on the device.
+//! costs at most k = ⌈n/32⌉ + 12 roundings, and chunks depend on the number of rows alone, not on the device.
 
 pub mod cpu;
 pub mod cuda;
