@@ -67,6 +67,35 @@ pub enum Error {
         /// Step, layer, tensor.
         place: String,
     },
+    /// A compute device that cannot be used here; says what is missing and what to do.
+    #[error("{0}")]
+    NoDevice(String),
+    /// A device, its driver or a kernel failed.
+    #[error("{device}: {message}")]
+    Device {
+        /// Which device.
+        device: String,
+        /// What failed: kernel and source line where known.
+        message: String,
+    },
+    /// A plan that does not fit the device's memory, found before anything is allocated.
+    #[error(
+        "{program} needs {} MiB on {device}, but {} MiB are free{}",
+        needed.div_ceil(1 << 20), free >> 20,
+        fitting.map_or(String::new(), |tokens| format!("; batches of {tokens} tokens would fit"))
+    )]
+    OutOfMemory {
+        /// The program that was to be prepared.
+        program: String,
+        /// The device.
+        device: String,
+        /// Bytes it needs beyond what is allocated already.
+        needed: usize,
+        /// Bytes that are free.
+        free: usize,
+        /// Largest token budget whose plan would fit, if any does.
+        fitting: Option<usize>,
+    },
     /// The user asked the process to stop (Ctrl-C, SIGTERM); what was saved is named.
     #[error("interrupted: {0}")]
     Interrupted(String),
@@ -92,6 +121,11 @@ impl Error {
     /// A usage error.
     pub fn usage(message: impl Into<String>) -> Error {
         Error::Usage(message.into())
+    }
+
+    /// A failure of a device.
+    pub fn device(device: impl Into<String>, message: impl Into<String>) -> Error {
+        Error::Device { device: device.into(), message: message.into() }
     }
 
     /// Exit status of the process: 2 for usage errors, 1 for everything else.

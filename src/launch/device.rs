@@ -17,6 +17,10 @@ pub trait Device {
     /// Bytes that could be allocated now; `None` where nothing but the host's memory limits it.
     fn free_bytes(&self) -> Result<Option<usize>>;
 
+    /// Makes sources ready to launch from, by their index in [`kernels::MODULES`](super::kernels::MODULES). Launching
+    /// does it too, one at a time.
+    fn load(&mut self, modules: &[usize]) -> Result<()>;
+
     /// Uninitialised memory, 256-byte aligned. `label` names it in findings and errors.
     fn allocate(&mut self, bytes: usize, label: &str) -> Result<u64>;
 
@@ -31,6 +35,11 @@ pub trait Device {
 
     /// Sets bytes.
     fn fill(&mut self, address: u64, value: u8, bytes: usize) -> Result<()>;
+
+    /// Makes bytes recognisable as not written: NaN in every float format.
+    fn poison(&mut self, address: u64, bytes: usize) -> Result<()> {
+        self.fill(address, 0xff, bytes)
+    }
 
     /// Runs steps in order.
     fn run(&mut self, steps: &[Step]) -> Result<()>;

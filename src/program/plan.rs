@@ -50,6 +50,13 @@ pub struct Plan {
 impl Plan {
     /// Plans `program` for batches up to `capacity`.
     pub fn new(program: &Program, capacity: Extents) -> Plan {
+        Plan::with_halves(program, capacity, |_| false)
+    }
+
+    /// As [`Plan::new`], for an executor that stores some slots of the arena in elements of half the size. Offsets and
+    /// lengths count whole elements (words), leading dimensions those of the slot. Columns of a slot of halves
+    /// ([`Storage::Alias`]) have no place in words: their executor resolves them itself.
+    pub fn with_halves(program: &Program, capacity: Extents, half: impl Fn(SlotId) -> bool) -> Plan {
         let lives = lives(program);
         let mut places = vec![Place { buffer: Buffer::Arena, offset: 0, ld: 1 }; program.slots.len()];
         let (mut inputs_len, mut ints_len) = (0, 0);
@@ -80,7 +87,8 @@ impl Plan {
                 }
                 (Element::Float, Storage::Temporary | Storage::Output) => {
                     place.ld = row_stride(slot.cols);
-                    let len = (rows * place.ld).next_multiple_of(SLOT_ALIGNMENT);
+                    let words = if half(id) { (rows * place.ld).div_ceil(2) } else { rows * place.ld };
+                    let len = words.next_multiple_of(SLOT_ALIGNMENT);
                     if lives[id.index()].is_some() {
                         arena.push((id, len));
                     }

@@ -1,0 +1,286 @@
+//! A GPU as a [`Device`]: one context, one stream, memory in few large allocations, kernels from the cache.
+
+use std::ffi::{CString, c_void};
+
+use cudarc::driver::{result, sys};
+use rayon::prelude::*;
+
+use super::probe::{self, DeviceInfo, MINIMUM_CAPABILITY, Unavailable, describe};
+use super::{Cache, Nvrtc, Target};
+use crate::error::{Error, Result};
+use crate::launch::kernels::MODULES;
+use crate::launch::{Argument, Device, DeviceLimits, Launch, Step};
+
+/// An NVIDIA GPU.
+pub struct Cuda {
+    name: String,
+    info: DeviceInfo,
+    device: sys::CUdevice,
+    stream: sys::CUstream,
+    nvrtc: &'static Nvrtc,
+    target: Target,
+    cache: Cache,
+    modules: Vec<Option<Loaded>>,
+    allocations: Vec<u64>,
+}
+
+struct Loaded {
+    module: sys::CUmodule,
+    functions: Vec<sys::CUfunction>,
+}
+
+impl Cuda {
+    /// Opens GPU number `ordinal`.
+    pub fn open(ordinal: usize, cache: Cache) -> Result<Cuda> {
+        let found = probe::devices()?;
+        let count = found.len();
+        let Some(info) = found.into_iter().nth(ordinal) else {
+            return Err(Unavailable::NoSuchDevice { ordinal, count }.into());
+        };
+        if info.capability < MINIMUM_CAPABILITY {
+            return Err(Unavailable::TooOld { name: info.name, capability: info.capability }.into());
+        }
+        let nvrtc = Nvrtc::get()?;
+        let architecture = info.capability.0 * 10 + info.capability.1;
+        let known = nvrtc.architectures()?;
+        // A device newer than NVRTC takes the newest PTX there is, and its driver compiles that.
+        let target = if known.contains(&architecture) {
+            Target::Cubin(architecture)
+        } else {
+            let newest = known.into_iter().filter(|&known| known < architecture).max();
+            Target::Ptx(newest.ok_or_else(|| {
+                let (major, minor) = nvrtc.version();
+                Error::NoDevice(format!("NVRTC {major}.{minor} compiles nothing that sm_{architecture} runs"))
+            })?)
+        };
+        let failed = |error| Error::from(Unavailable::from(error));
+        let device = result::device::get(ordinal as i32).map_err(failed)?;
+        // SAFETY: the device exists; the context is released when this value is dropped.
+        let stream = unsafe {
+            let context = result::primary_ctx::retain(device).map_err(failed)?;
+            result::ctx::set_current(context).map_err(failed)?;
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed)?
+        };
+        let name = format!("{} (cuda:{ordinal}, {})", info.name, target.name());
+        let modules = MODULES.iter().map(|_| None).collect();
+        Ok(Cuda { name, info, device, stream, nvrtc, target, cache, modules, allocations: Vec::new() })
+    }
+
+    /// What the driver says about it.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn check<T>(&self, what: impl FnOnce() -> String, outcome: Result<T, result::DriverError>) -> Result<T> {
+        outcome.map_err(|error| Error::device(&self.name, format!("{}: {}", what(), describe(error))))
+    }
+
+    /// Hands machine code to the driver and raises its kernels' shared memory limits.
+    fn load_image(&self, module: usize, mut image: Vec<u8>) -> Result<Loaded> {
+        let source = &MODULES[module];
+        image.push(0); // PTX is a text that ends in zero; machine code knows its own length.
+        // SAFETY: the image is what NVRTC made for this device, and the driver copies it.
+        let handle = self.check(|| format!("loading {}", source.file), unsafe {
+            result::module::load_data(image.as_ptr().cast())
+        })?;
+        use sys::CUfunction_attribute_enum as Attribute;
+        let function = |name: &str| -> Result<sys::CUfunction, result::DriverError> {
+            let Ok(name) = CString::new(name) else { unreachable!("kernel names are identifiers") };
+            // SAFETY: the module is loaded, the function is its own.
+            unsafe {
+                let function = result::module::get_function(handle, name)?;
+                let fixed = result::function::get_function_attribute(
+                    function,
+                    Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+                )?;
+                result::function::set_function_attribute(
+                    function,
+                    Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    self.info.shared_bytes as i32 - fixed,
+                )?;
+                Ok(function)
+            }
+        };
+        let functions = source
+            .kernels
+            .iter()
+            .map(|kernel| self.check(|| format!("finding {}", kernel.name), function(kernel.name)))
+            .collect::<Result<_>>()?;
+        Ok(Loaded { module: handle, functions })
+    }
+
+    /// Compiles and loads sources that are not loaded yet, in parallel. Returns how many had to be compiled.
+    pub fn load(&mut self, modules: &[usize]) -> Result<usize> {
+        let missing: Vec<usize> =
+            modules.iter().copied().filter(|&module| self.modules[module].is_none()).collect();
+        let (nvrtc, cache, target) = (self.nvrtc, &self.cache, self.target);
+        let images: Vec<(usize, (Vec<u8>, bool))> = missing
+            .into_par_iter()
+            .map(|module| Ok((module, cache.compile(nvrtc, &MODULES[module], target)?)))
+            .collect::<Result<_>>()?;
+        let mut compiled = 0;
+        for (module, (image, found)) in images {
+            compiled += usize::from(!found);
+            self.modules[module] = Some(self.load_image(module, image)?);
+        }
+        Ok(compiled)
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<()> {
+        let kernel = launch.kernel();
+        if self.modules[kernel.module].is_none() {
+            self.load(&[kernel.module])?;
+        }
+        let Some(loaded) = &self.modules[kernel.module] else { unreachable!("loaded above") };
+        let arguments = launch.arguments();
+        let mut pointers: Vec<*mut c_void> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::U32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+                Argument::U64(value) => std::ptr::from_ref(value).cast_mut().cast(),
+                Argument::F32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+                Argument::F64(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            })
+            .collect();
+        let grid = launch.grid();
+        let triple = |[x, y, z]: [u32; 3]| (x, y, z);
+        // SAFETY: arguments have the number and types of the kernel's parameters, since only the functions generated
+        // from its signature make launches; the driver copies them before it returns. That the addresses are those of
+        // live memory is what the plan and the emulated tests of every operation establish.
+        let outcome = unsafe {
+            result::launch_kernel(
+                loaded.functions[kernel.index],
+                triple(grid.blocks),
+                triple(grid.threads),
+                grid.shared,
+                self.stream,
+                &mut pointers,
+            )
+        };
+        self.check(|| format!("launching {} over {grid:?}", kernel.name), outcome)
+    }
+
+    /// Milliseconds the GPU takes for `steps`, by its own clock.
+    pub fn time(&mut self, steps: &[Step]) -> Result<f64> {
+        use sys::CUevent_flags as Flags;
+        let what = || String::from("timing");
+        let start = self.check(what, result::event::create(Flags::CU_EVENT_DEFAULT))?;
+        let end = self.check(what, result::event::create(Flags::CU_EVENT_DEFAULT))?;
+        // SAFETY: both events were just made and are destroyed once, below.
+        let outcome = unsafe {
+            self.check(what, result::event::record(start, self.stream))?;
+            self.run(steps)?;
+            self.check(what, result::event::record(end, self.stream))?;
+            self.check(what, result::event::synchronize(end))?;
+            self.check(what, result::event::elapsed(start, end))
+        };
+        // SAFETY: as above.
+        unsafe {
+            let _ = result::event::destroy(start);
+            let _ = result::event::destroy(end);
+        }
+        Ok(f64::from(outcome?))
+    }
+}
+
+impl Device for Cuda {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn limits(&self) -> DeviceLimits {
+        DeviceLimits {
+            multiprocessors: self.info.multiprocessors,
+            shared_bytes: self.info.shared_bytes,
+            capability: self.info.capability,
+        }
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        let (free, _) = self.check(|| "asking for free memory".into(), result::mem_get_info())?;
+        Ok(Some(free))
+    }
+
+    fn load(&mut self, modules: &[usize]) -> Result<()> {
+        Cuda::load(self, modules).map(|_| ())
+    }
+
+    fn allocate(&mut self, bytes: usize, label: &str) -> Result<u64> {
+        // SAFETY: the context is current.
+        let outcome = unsafe { result::malloc_sync(bytes.max(1)) };
+        let address = self.check(|| format!("allocating {bytes} bytes for {label}"), outcome)?;
+        self.allocations.push(address);
+        Ok(address)
+    }
+
+    fn free(&mut self, address: u64) -> Result<()> {
+        self.synchronize()?;
+        self.allocations.retain(|&held| held != address);
+        // SAFETY: allocated by `allocate`, forgotten above, and no work is under way.
+        self.check(|| "freeing memory".into(), unsafe { result::free_sync(address) })
+    }
+
+    fn upload(&mut self, address: u64, data: &[u8]) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the caller's range is allocated. The source is pageable, so the driver has taken it when it returns.
+        let outcome = unsafe { result::memcpy_htod_async(address, data, self.stream) };
+        self.check(|| format!("copying {} bytes to the device", data.len()), outcome)
+    }
+
+    fn download(&self, address: u64, data: &mut [u8]) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let bytes = data.len();
+        // SAFETY: the caller's range is allocated; the stream is waited for before `data` is looked at.
+        let outcome = unsafe {
+            result::memcpy_dtoh_async(data, address, self.stream)
+                .and_then(|()| result::stream::synchronize(self.stream))
+        };
+        self.check(|| format!("copying {bytes} bytes from the device"), outcome)
+    }
+
+    fn fill(&mut self, address: u64, value: u8, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's range is allocated.
+        let outcome = unsafe { result::memset_d8_async(address, value, bytes, self.stream) };
+        self.check(|| format!("setting {bytes} bytes"), outcome)
+    }
+
+    fn run(&mut self, steps: &[Step]) -> Result<()> {
+        for step in steps {
+            match step {
+                Step::Launch(launch) => self.launch(launch)?,
+                Step::FillZero { address, bytes } => self.fill(*address, 0, *bytes)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        // SAFETY: the stream is this value's own.
+        self.check(|| "waiting for the device".into(), unsafe { result::stream::synchronize(self.stream) })
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // Failures have nowhere to go, and the process gives everything back anyway.
+        // SAFETY: every handle is this value's own and is given back once.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            for loaded in self.modules.iter().flatten() {
+                let _ = result::module::unload(loaded.module);
+            }
+            for &address in &self.allocations {
+                let _ = result::free_sync(address);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
