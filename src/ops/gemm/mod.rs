@@ -23,6 +23,7 @@
 //! Cost: 2·m·n·k FLOPs, m and n and k counted without what the masks remove; 4·(m·k + k·n + m·n) bytes at the least.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 use super::activation::Activation;

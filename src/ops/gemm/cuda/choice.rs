@@ -1,0 +1,248 @@
+//! Which tile, and into how many parts k is cut: a small model of the time that a product takes.
+//!
+//! Times are cycles of a multiprocessor. A block needs the larger of what its multiply-adds and its reads of shared memory
+//! take; a multiprocessor needs the sum over its blocks; the product needs what the multiprocessor with most blocks
+//! needs. So the model sees what decides at BERT's shapes: how evenly the tiles fill the device.
+
+use crate::launch::{DeviceLimits, Precision};
+
+/// A kernel that computes one tile of C a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tile {
+    /// Rows of C.
+    pub rows: usize,
+    /// Columns of C.
+    pub columns: usize,
+    /// Rows and columns of a warp's part.
+    warp: (usize, usize),
+    /// Slices of k in shared memory at a time.
+    stages: usize,
+    /// Blocks for which a multiprocessor has registers.
+    resident: usize,
+}
+
+/// How a product is cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Choice {
+    /// Index into [`tiles`].
+    pub tile: usize,
+    /// Parts of k, at least 1.
+    pub splits: usize,
+}
+
+/// Bytes of k in a slice (`SLICE_BYTES` of `kernels/gemm_tile.cuh`).
+const SLICE_BYTES: usize = 64;
+/// Most slices that a list of live ones holds: its entries are 16-bit and it shares the block's memory.
+const MOST_LISTED: usize = 1023;
+/// Most parts of k.
+const MOST_SPLITS: usize = 32;
+/// Fewest k in a part: below, the filling of the pipeline is most of the time.
+const LEAST_DEPTH: usize = 256;
+/// Bytes of partial sums that a product may use for each multiprocessor.
+const PARTIAL_BYTES: usize = 256 << 10;
+
+const fn tile(rows: usize, columns: usize, warp: (usize, usize), stages: usize, resident: usize) -> Tile {
+    Tile { rows, columns, warp, stages, resident }
+}
+
+/// The tiles that `kernels/gemm_*.cu` have for a precision, in the order of the launch tables.
+pub const fn tiles(precision: Precision) -> &'static [Tile] {
+    match precision {
+        Precision::Bf16 => {
+            const {
+                &[
+                    tile(128, 256, (64, 64), 4, 1),
+                    tile(128, 192, (64, 48), 4, 1),
+                    tile(128, 128, (64, 64), 3, 2),
+                    tile(128, 64, (64, 32), 4, 3),
+                    tile(64, 64, (32, 32), 4, 4),
+                ]
+            }
+        }
+        Precision::Tf32 => const { &[tile(128, 128, (64, 64), 3, 2), tile(64, 64, (32, 32), 4, 4)] },
+        Precision::F32 => const { &[tile(64, 128, (32, 64), 3, 3)] },
+    }
+}
+
+impl Tile {
+    /// Warps of a block.
+    fn warps(&self) -> usize {
+        self.rows / self.warp.0 * (self.columns / self.warp.1)
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> u32 {
+        self.warps() as u32 * 32
+    }
+
+    /// Bytes of shared memory that the stages take.
+    pub fn stage_bytes(&self) -> usize {
+        self.stages * (self.rows + self.columns) * SLICE_BYTES
+    }
+
+    /// Tiles of an m×n matrix.
+    pub fn count(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.rows) * n.div_ceil(self.columns)
+    }
+
+    /// Cycles for the multiply-adds of one k, and for what they read from shared memory.
+    fn cycles(&self, precision: Precision, rate: f64) -> f64 {
+        /// Bytes a cycle.
+        const SHARED_RATE: f64 = 128.0;
+        let products = (self.rows * self.columns) as f64 / rate;
+        let (element, reads) = match precision {
+            Precision::Bf16 => (2, self.warps() * (self.warp.0 + self.warp.1)),
+            Precision::Tf32 => (4, self.warps() * (self.warp.0 + self.warp.1)),
+            // A warp's lanes share what they read.
+            Precision::F32 => (4, 0),
+        };
+        let bytes = element * (reads + self.rows + self.columns);
+        products.max(bytes as f64 / SHARED_RATE)
+    }
+}
+
+/// Multiply-adds a cycle of a multiprocessor with the instructions that the kernels use (`mma.sync`, f32 sums). GeForce
+/// cards have half the rate of their f16 sums; Hopper reaches about 0.62 of its asynchronous instructions' rate.
+fn rate(limits: DeviceLimits, precision: Precision) -> f64 {
+    let bf16 = match limits.capability {
+        (8, 0) => 1024.0,
+        (9 | 10, _) => 1250.0,
+        _ => 256.0,
+    };
+    match precision {
+        Precision::Bf16 => bf16,
+        Precision::Tf32 => bf16 / 2.0,
+        Precision::F32 => match limits.capability {
+            (8, 0) => 64.0,
+            _ => 128.0,
+        },
+    }
+}
+
+/// Slices of `k`.
+pub fn slices(precision: Precision, k: usize) -> usize {
+    let element = if precision == Precision::Bf16 { 2 } else { 4 };
+    k.div_ceil(SLICE_BYTES / element)
+}
+
+/// Whether the kernels can list the live slices of so long a k.
+pub fn can_list(precision: Precision, k: usize) -> bool {
+    slices(precision, k) <= MOST_LISTED
+}
+
+/// Elements of f32 that the parts of a product may take: more for a larger product, so that scratch memory measured for
+/// the largest batch does for every batch.
+pub fn partial_capacity(limits: DeviceLimits, m: usize, n: usize, k: usize) -> usize {
+    let most = (k / LEAST_DEPTH).min(MOST_SPLITS);
+    if most < 2 {
+        return 0;
+    }
+    let whole = most * m * n.next_multiple_of(4);
+    whole.min(limits.multiprocessors as usize * PARTIAL_BYTES / size_of::<f32>())
+}
+
+/// The fastest way to compute an m×n product over `k`, by the model. m, n > 0.
+pub fn choose(limits: DeviceLimits, precision: Precision, m: usize, n: usize, k: usize) -> Choice {
+    /// Cycles in which a block fills its pipeline and empties its registers.
+    const BLOCK: f64 = 2500.0;
+    /// Cycles of another launch.
+    const LAUNCH: f64 = 4000.0;
+    /// Bytes of scratch memory (which stays in L2) that a multiprocessor moves in a cycle.
+    const SCRATCH_RATE: f64 = 16.0;
+    let multiprocessors = limits.multiprocessors.max(1) as usize;
+    let rate = rate(limits, precision);
+    let capacity = partial_capacity(limits, m, n, k);
+    let elements = m * n.next_multiple_of(4);
+    let mut best = Choice { tile: tiles(precision).len() - 1, splits: 1 };
+    let mut least = f64::INFINITY;
+    for (index, tile) in tiles(precision).iter().enumerate() {
+        if tile.stage_bytes() + 2 * (MOST_LISTED + 1) > limits.shared_bytes as usize
+            && index + 1 < tiles(precision).len()
+        {
+            continue;
+        }
+        for splits in 1..=(k / LEAST_DEPTH).clamp(1, MOST_SPLITS) {
+            if splits > 1 && splits * elements > capacity {
+                break;
+            }
+            let blocks = tile.count(m, n) * splits;
+            let rounds = blocks.div_ceil(multiprocessors);
+            // One warp a scheduler cannot hide what it waits for; two blocks overlap start and end.
+            let warps = tile.warps() * rounds.min(tile.resident);
+            let alone = if warps < 8 { 1.25 } else { 1.0 };
+            let overlap = if rounds.min(tile.resident) > 1 { 0.6 } else { 1.0 };
+            let depth = k.div_ceil(splits) as f64;
+            let mut cycles = rounds as f64 * (alone * depth * tile.cycles(precision, rate) + overlap * BLOCK);
+            if splits > 1 {
+                let bytes = (2 * splits * elements * size_of::<f32>()) as f64;
+                cycles += LAUNCH + bytes / (SCRATCH_RATE * multiprocessors as f64);
+            }
+            if cycles < least {
+                (best, least) = (Choice { tile: index, splits }, cycles);
+            }
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H100: DeviceLimits =
+        DeviceLimits { multiprocessors: 132, shared_bytes: 227 << 10, capability: (9, 0) };
+    const RTX: DeviceLimits =
+        DeviceLimits { multiprocessors: 128, shared_bytes: 99 << 10, capability: (8, 9) };
+
+    /// Multiprocessors that have work, of those that the rounds of blocks offer.
+    fn filled(limits: DeviceLimits, m: usize, n: usize, k: usize) -> f64 {
+        let choice = choose(limits, Precision::Bf16, m, n, k);
+        let blocks = tiles(Precision::Bf16)[choice.tile].count(m, n) * choice.splits;
+        blocks as f64 / (blocks.next_multiple_of(limits.multiprocessors as usize)) as f64
+    }
+
+    #[test]
+    fn products_of_bert_fill_the_device() {
+        for limits in [H100, RTX] {
+            for (m, n, k) in [
+                (4096, 768, 768),
+                (4096, 2304, 768),
+                (4096, 3072, 768),
+                (4096, 768, 3072),
+                (768, 768, 4096),
+                (2304, 768, 4096),
+                (3072, 768, 4096),
+            ] {
+                let filled = filled(limits, m, n, k);
+                assert!(filled >= 0.85, "{m}×{n}×{k}: {filled}");
+            }
+        }
+    }
+
+    #[test]
+    fn scratch_of_a_smaller_batch_fits_that_of_a_larger() {
+        for (n, k) in [(768, 768), (768, 3072), (3, 768)] {
+            let mut last = 0;
+            for tokens in [1, 31, 256, 512, 513, 4096, 16384] {
+                let weight = partial_capacity(H100, n, k, tokens);
+                let forward = partial_capacity(H100, tokens, n, k);
+                assert!(weight + forward >= last);
+                last = weight + forward;
+                for (m, n, k) in [(n, k, tokens), (tokens, n, k)] {
+                    let choice = choose(H100, Precision::Bf16, m, n, k);
+                    let used = if choice.splits > 1 { choice.splits * m * n.next_multiple_of(4) } else { 0 };
+                    assert!(used <= partial_capacity(H100, m, n, k));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_tile_fits_the_smallest_device() {
+        for precision in [Precision::Bf16, Precision::Tf32, Precision::F32] {
+            for tile in tiles(precision) {
+                assert!(tile.stage_bytes() + 2 * 1024 <= 99 << 10, "{tile:?}");
+            }
+        }
+    }
+}
