@@ -102,10 +102,6 @@ struct Tanh {
     }
 };
 
-struct Identity {
-    static __device__ __forceinline__ Evaluated at(float x) { return {x, 1.0f}; }
-};
-
 // Value of an activation chosen at run time; the choice is uniform over a launch.
 __device__ __forceinline__ float activation_value(int kind, float x) {
     switch (kind) {

@@ -1,11 +1,16 @@
 // What kernels over matrix rows share: 16-byte pieces of a row, where a thread works, sums of partial sums.
 //
-// A piece is 16 bytes of a row: 4 f32 or 8 bf16. Rows of matrices wider than one column start 16-byte aligned, so a
-// piece that lies inside the row is one access; the ragged last one is read and written element by element, and
-// columns beyond the row's end are neither read nor written. Scalar access also serves 1-column matrices, whose rows
-// are not aligned.
+// A piece is 16 bytes of a row: 4 f32 or 8 bf16. Rows of matrices of 8 columns and more start 16-byte aligned, so a
+// piece that lies inside the row is one access; the ragged last one, and narrower matrices, are read and written element by
+// element, and columns beyond the row's end not at all.
 #pragma once
 #include "prelude.cuh"
+
+// Whether all COUNT columns from `column` on lie in a row of `cols` that starts 16-byte aligned.
+template <int COUNT>
+__device__ __forceinline__ bool whole(int column, int cols) {
+    return column + COUNT <= cols && cols >= 8;
+}
 
 // A piece as it lies in memory.
 template <typename T>
@@ -28,14 +33,14 @@ __device__ __forceinline__ void unpack(Piece<bf16> piece, float (&to)[8]) {
 
 // The columns from `column` (a multiple of the piece's length) on of a row of `cols`; 0 beyond its end.
 __device__ __forceinline__ Piece<float> load_piece(const float* row, int column, int cols) {
-    if (column + 4 <= cols) return {*reinterpret_cast<const uint4*>(row + column)};
+    if (whole<4>(column, cols)) return {*reinterpret_cast<const uint4*>(row + column)};
     u32 words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] = column + i < cols ? __float_as_uint(row[column + i]) : 0;
     return {make_uint4(words[0], words[1], words[2], words[3])};
 }
 __device__ __forceinline__ Piece<bf16> load_piece(const bf16* row, int column, int cols) {
-    if (column + 8 <= cols) return {*reinterpret_cast<const uint4*>(row + column)};
+    if (whole<8>(column, cols)) return {*reinterpret_cast<const uint4*>(row + column)};
     u32 words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -54,7 +59,7 @@ __device__ __forceinline__ void load_columns(const T* row, int column, int cols,
 template <typename T>
 __device__ __forceinline__ void store_columns(T* row, int column, int cols, const float (&from)[Lanes<T>::count]) {
     constexpr int count = Lanes<T>::count;
-    if (column + count <= cols) {
+    if (whole<count>(column, cols)) {
         store_vector(row + column, from);
         return;
     }

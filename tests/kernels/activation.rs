@@ -5,7 +5,7 @@ use secateur::ops::activation::{Activation, cpu, reference};
 
 use crate::common::{Matrix, Random, U, Wide, assert_gradient, gamma, same_bits_on_any_threads, wide};
 
-const KINDS: [Activation; 4] =
+pub const KINDS: [Activation; 4] =
     [Activation::GeluErf, Activation::GeluTanh, Activation::Relu, Activation::Tanh];
 
 /// |2u| of GELU's approximation, which magnifies the rounding of its argument.
@@ -14,7 +14,7 @@ fn exponent(x: f64) -> f64 {
 }
 
 /// The error bound of a value, as the module states it.
-fn value_bound(kind: Activation, x: f64) -> f64 {
+pub fn value_bound(kind: Activation, x: f64) -> f64 {
     let y = reference::value(kind, x).abs();
     match kind {
         Activation::GeluErf => 10.0 * U * y,
@@ -26,7 +26,7 @@ fn value_bound(kind: Activation, x: f64) -> f64 {
 
 /// The derivative is a sum of terms of order 1 that cancel near its zero: an absolute bound of a few u, plus
 /// the magnified rounding of the exponent.
-fn derivative_bound(kind: Activation, x: f64) -> f64 {
+pub fn derivative_bound(kind: Activation, x: f64) -> f64 {
     match kind {
         Activation::GeluErf => 8.0 * U,
         Activation::GeluTanh => {
@@ -40,7 +40,7 @@ fn derivative_bound(kind: Activation, x: f64) -> f64 {
 }
 
 /// Every binade from 2⁻³⁰ to 2⁶, 200 points each, both signs, and zero.
-fn whole_range() -> Vec<f32> {
+pub fn whole_range() -> Vec<f32> {
     let mut random = Random(7);
     let mut points = vec![0.0, -0.0];
     for exponent in -30..6 {

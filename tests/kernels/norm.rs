@@ -7,9 +7,10 @@ use crate::common::{
     Matrix, Random, U, Wide, assert_gradient, assert_within, gamma, row_sum, same_bits_on_any_threads, wide,
 };
 
-/// First-order bounds of (x̂, rstd relative, mean) for a row, from the roundings of the three passes.
-fn forward_bounds(row: &[f64], eps: f64, mean: f64, rstd: f64) -> (f64, f64, f64) {
-    let (n, k) = (row.len() as f64, row_sum(row.len()));
+/// First-order bounds of (x̂, rstd relative, mean) for a row, from the roundings of the three passes, a sum over the
+/// row taking `k`.
+pub fn forward_bounds(row: &[f64], eps: f64, mean: f64, rstd: f64, k: usize) -> (f64, f64, f64) {
+    let n = row.len() as f64;
     let mean_error = gamma(k + 2) * row.iter().map(|x| x.abs()).sum::<f64>() / n;
     let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
     // The mean's error is common to all deviations, and deviations sum to 0: it enters the variance squared.
@@ -38,7 +39,7 @@ proptest! {
         reference::layer_norm(wide_x.view(), &wide_weight, &wide_bias, f64::from(eps), exact_y.view_mut(), &mut exact_mean, &mut exact_rstd);
         let (mut y, mut mean, mut rstd) = (Matrix::poisoned(rows, n, 5), vec![f32::NAN; rows], vec![f32::NAN; rows]);
         cpu::layer_norm(x.view(), &weight, &bias, eps, y.view_mut(), &mut mean, &mut rstd);
-        let bounds: Vec<_> = (0..rows).map(|t| forward_bounds(wide_x.view().row(t), f64::from(eps), exact_mean[t], exact_rstd[t])).collect();
+        let bounds: Vec<_> = (0..rows).map(|t| forward_bounds(wide_x.view().row(t), f64::from(eps), exact_mean[t], exact_rstd[t], row_sum(n))).collect();
         assert_within("mean", &mean, &exact_mean, |t| bounds[t].2);
         assert_within("rstd", &rstd, &exact_rstd, |t| 1.01 * bounds[t].1 * exact_rstd[t]);
         y.assert_within("y", &exact_y, |t, j| {

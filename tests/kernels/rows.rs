@@ -5,12 +5,12 @@ use secateur::ops::{embed, gather, reduce};
 
 use crate::common::{Matrix, Random, U, Wide, assert_within, gamma, same_bits_on_any_threads, wide};
 
-fn indices(random: &mut Random, count: usize, limit: usize) -> Vec<i32> {
+pub fn indices(random: &mut Random, count: usize, limit: usize) -> Vec<i32> {
     (0..count).map(|_| random.below(limit) as i32).collect()
 }
 
 /// How often each row is named, and the sum of |dy| over those that name it: the terms of its error bound.
-fn named(indices: &[i32], row: usize) -> Vec<usize> {
+pub fn named(indices: &[i32], row: usize) -> Vec<usize> {
     (0..indices.len()).filter(|&i| indices[i] as usize == row).collect()
 }
 
