@@ -27,5 +27,6 @@
 //! Every output element is one fixed chain of operations: bits do not depend on the number of threads.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 mod tile;
