@@ -22,12 +22,12 @@ __device__ __forceinline__ float reciprocal(float d) {
     return __fmaf_rn(y, __fmaf_rn(-d, y, 1.0f), y);
 }
 
-// e^(x + tail) for x ≤ 0 or small, tail far below 1; 0 where the result would not be normal.
-__device__ __forceinline__ float exp_of_sum(float x, float tail) {
+// e^(x + tail) for x ≤ 0 and a tail far below 1; 0 where the result would not be normal. NaN only where the tail is.
+__device__ __forceinline__ float exp_nonpositive(float x, float tail) {
     const float shift = 12582912.0f; // 1.5·2²³: leaves round(x·log₂e) in the low mantissa bits
-    const float lowest = -87.33654f, highest = 88.376f;
-    const float bounded = fminf(fmaxf(x, lowest), highest);
-    const float shifted = __fmaf_rn(bounded + tail, 1.44269504f, shift);
+    const float lowest = -87.33654f;
+    const float bounded = fmaxf(x, lowest);
+    const float shifted = __fmaf_rn(bounded, 1.44269504f, shift);
     const float n = shifted - shift;
     // ln 2 in two parts; n times the first is exact.
     const float r = __fmaf_rn(n, 2.1219444e-4f, __fmaf_rn(n, -0.6933594f, bounded)) + tail;
@@ -37,16 +37,14 @@ __device__ __forceinline__ float exp_of_sum(float x, float tail) {
     p = __fmaf_rn(p, r, 0.49999993f);
     p = __fmaf_rn(p * r, r, r) + 1.0f;
     const float power = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);
-    const float value = x > highest ? INFINITY_F32 : p * power;
-    return x < lowest ? 0.0f : value;
+    return x < lowest ? 0.0f : p * power;
 }
 
 // Φ(x), and its density without the factor 1/√(2π); both keep their relative accuracy in the lower tail.
 __device__ __forceinline__ float normal_distribution(float x, float& density) {
-    const float a = fabsf(x);
-    const float head = __uint_as_float(__float_as_uint(a) & 0xfffff000u); // 12 bits: its square is exact
-    density = exp_of_sum(-0.5f * head * head, -0.5f * (a - head) * (a + head));
-    // Φ(−a) = e^(−a²/2) · t·Q(t), t = 1/(1 + 0.35 a). Beyond 14 the density is 0.
+    const float a = fabsf(x), half = -0.5f * a, exponent = half * a;
+    density = exp_nonpositive(exponent, __fmaf_rn(half, a, -exponent)); // the tail is what rounding the product lost
+    // Φ(−a) = e^(−a²/2) · t·Q(t), t = 1/(1 + 0.35 a). Beyond 14 the density is 0; the bound keeps infinity out.
     const float t = reciprocal(__fmaf_rn(0.35f, fminf(a, 1000.0f), 1.0f));
     float q = __fmaf_rn(-0.029115032f, t, 0.14381849f);
     q = __fmaf_rn(q, t, -0.25539117f);
@@ -75,12 +73,12 @@ struct GeluTanh {
         float c = x > saturated ? saturated : x;
         c = c < -saturated ? -saturated : c;
         const float s = c * c;
-        // ½(1 + tanh u) is the sigmoid of 2u, and 1 − sigmoid is sigmoid·e^(−2u), which does not cancel.
-        const float power = exp_of_sum(-c * __fmaf_rn(b, s, a), 0.0f);
-        const float finite = power > 3.4028235e38f ? 3.4028235e38f : power;
-        const float sigmoid = 1.0f / (1.0f + power);
+        // ½(1 + tanh u) is the sigmoid of 2u. With e = e^(−|2u|) it is 1/(1 + e) or e/(1 + e), and its product with
+        // 1 − sigmoid is e/(1 + e)² for either sign, so nothing cancels.
+        const float e = exp_nonpositive(-fabsf(c * __fmaf_rn(b, s, a)), 0.0f), r = reciprocal(1.0f + e);
+        const float sigmoid = c < 0.0f ? e * r : r;
         const float slope = c * __fmaf_rn(3.0f * b, s, a);
-        return {x * sigmoid, __fmaf_rn(sigmoid * finite * sigmoid, slope, sigmoid)};
+        return {x * sigmoid, __fmaf_rn(e * r * r, slope, sigmoid)};
     }
 };
 
@@ -96,7 +94,8 @@ struct Tanh {
         p = __fmaf_rn(p, s, 0.13331442f);
         p = __fmaf_rn(p, s, -0.3333328f);
         const float small = __fmaf_rn(p * s, x, x);
-        const float large = copysignf(1.0f - 2.0f * reciprocal(exp_of_sum(2.0f * fminf(fabsf(x), 20.0f), 0.0f) + 1.0f), x);
+        const float e = exp_nonpositive(-2.0f * fabsf(x), 0.0f);
+        const float large = copysignf(1.0f - 2.0f * e * reciprocal(1.0f + e), x);
         const float y = fabsf(x) > 0.625f ? large : small; // NaN takes the polynomial
         return {y, __fmaf_rn(-y, y, 1.0f)};
     }
