@@ -8,10 +8,9 @@ extern "C" __global__ void __launch_bounds__(256) gemm_finish(
     const int* key, unsigned site, unsigned long long threshold, float scale, int flags) {
     const GemmEpilogue e = EPILOGUE;
     const int ld = partials_ld(n), quads = ld / 4;
-    const long long id = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
-    const int row = static_cast<int>(id / quads);
+    const int id = blockIdx.x * 256 + threadIdx.x, row = id / quads;
     if (row >= m) return;
-    const GemmQuad quad(e, static_cast<int>(id % quads) * 4);
+    const GemmQuad quad(e, id % quads * 4);
     const Dropout dropout = dropout_of(e.key, e.site, e.threshold, e.scale);
     float addend[4] = {}, sum[4];
     if (quad.whole) quad.load_addend(e, row, addend);
