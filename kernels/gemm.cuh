@@ -1,4 +1,4 @@
-// The body of the product kernels, shared by gemm_bf16.cu, gemm_tf32.cu and gemm_f32.cu.
+// The body of the product kernels, of all gemm_*.cu.
 //
 // C = epilogue(op(A)·op(B)); src/ops/gemm/mod.rs has the formula, src/ops/gemm/cuda.rs chooses kernel, tile and split.
 //

@@ -1,4 +1,4 @@
-// Products of f32 on the CUDA cores, exact to the rounding of f32. What they compute, and how: gemm.cuh. One file a type, so that a run compiles what it uses.
+// Products of f32 on the CUDA cores, exact to the rounding of f32. What they compute, and how: gemm.cuh.
 #include "gemm.cuh"
 
 template <typename S>
@@ -48,13 +48,4 @@ extern "C" __global__ void __launch_bounds__(128, 3) gemm_f32_64x128(
     int ld_preactivation, const unsigned char* residual, int ld_residual, const float* bias, const float* neuron_mask,
     const int* key, unsigned site, unsigned long long threshold, float scale, int flags) {
     gemm_fma<Tile<64, 128, 32, 64, 3>>({a, b, lda, ldb, m, n, k}, layout, inner_mask, splits, partials, EPILOGUE);
-}
-
-/// f32 operands of any alignment and layout, summed in f32 on the CUDA cores. Grid: tiles of 64×64, 256 threads.
-extern "C" __global__ void __launch_bounds__(256) gemm_strided_f32(
-    const float* __restrict__ a, int a_row, int a_k, const float* __restrict__ b, int b_k, int b_column, int m, int n, int k,
-    const float* inner_mask, unsigned char* c, int ldc, unsigned char* preactivation, int ld_preactivation,
-    const unsigned char* residual, int ld_residual, const float* bias, const float* neuron_mask, const int* key,
-    unsigned site, unsigned long long threshold, float scale, int flags) {
-    gemm_strided(a, a_row, a_k, b, b_k, b_column, k, inner_mask, EPILOGUE);
 }

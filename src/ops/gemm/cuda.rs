@@ -12,7 +12,7 @@ mod choice;
 
 pub use choice::{Choice, Tile, choose, tiles};
 
-use crate::launch::kernels::{column_sums as sums, gemm_bf16, gemm_f32, gemm_finish, gemm_tf32};
+use crate::launch::kernels::{self, column_sums as sums, gemm_finish, gemm_strided};
 use crate::launch::{
     Bf16, DropoutOperand, ElementType, Grid, Launch, Matrix, Pointer, Precision, Queue, int, or_null,
 };
@@ -118,14 +118,15 @@ pub fn gemm_with(
 
 /// The launch functions of the tiles, in the order of [`tiles`].
 const BF16: [Kernel<Bf16>; 5] = [
-    gemm_bf16::gemm_bf16_128x256,
-    gemm_bf16::gemm_bf16_128x192,
-    gemm_bf16::gemm_bf16_128x128,
-    gemm_bf16::gemm_bf16_128x64,
-    gemm_bf16::gemm_bf16_64x64,
+    kernels::gemm_bf16_128x256::gemm_bf16_128x256,
+    kernels::gemm_bf16_128x192::gemm_bf16_128x192,
+    kernels::gemm_bf16_128x128::gemm_bf16_128x128,
+    kernels::gemm_bf16_128x64::gemm_bf16_128x64,
+    kernels::gemm_bf16_64x64::gemm_bf16_64x64,
 ];
-const TF32: [Kernel<f32>; 2] = [gemm_tf32::gemm_tf32_128x128, gemm_tf32::gemm_tf32_64x64];
-const F32: [Kernel<f32>; 1] = [gemm_f32::gemm_f32_64x128];
+const TF32: [Kernel<f32>; 2] =
+    [kernels::gemm_tf32_128x128::gemm_tf32_128x128, kernels::gemm_tf32_64x64::gemm_tf32_64x64];
+const F32: [Kernel<f32>; 1] = [kernels::gemm_f32::gemm_f32_64x128];
 
 /// A product kernel of elements T: A, B, sizes and layout, inner mask, parts, and the epilogue's operands.
 #[rustfmt::skip]
@@ -229,12 +230,12 @@ fn strided(
     let (b_k, b_column) = if transpose_b { (1, int(b.ld)) } else { (int(b.ld), 1) };
     let (k, inner_mask) = (int(k), or_null(inner_mask));
     match a.element {
-        ElementType::F32 => gemm_f32::gemm_strided_f32(
+        ElementType::F32 => gemm_strided::gemm_strided_f32(
             grid, a.f32(), a_row, a_k, b.f32(), b_k, b_column, t.m, t.n, k, inner_mask, t.c, t.ldc, t.preactivation,
             t.ld_preactivation, t.residual, t.ld_residual, t.bias, t.neuron_mask, t.dropout.key, t.dropout.site,
             t.dropout.threshold, t.dropout.scale, t.flags,
         ),
-        ElementType::Bf16 => gemm_bf16::gemm_strided_bf16(
+        ElementType::Bf16 => gemm_strided::gemm_strided_bf16(
             grid, a.bf16(), a_row, a_k, b.bf16(), b_k, b_column, t.m, t.n, k, inner_mask, t.c, t.ldc, t.preactivation,
             t.ld_preactivation, t.residual, t.ld_residual, t.bias, t.neuron_mask, t.dropout.key, t.dropout.site,
             t.dropout.threshold, t.dropout.scale, t.flags,

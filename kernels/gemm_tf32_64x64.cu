@@ -1,0 +1,12 @@
+// Products of f32 on tensor cores, with factors rounded to tf32, by tiles of 64×64. What they compute, and how: gemm.cuh.
+// A file for each tile: a run compiles those it uses.
+#include "gemm.cuh"
+
+/// tf32 by tiles of 64×64, four warps of 32×32.
+extern "C" __global__ void __launch_bounds__(128, 4) gemm_tf32_64x64(
+    const float* __restrict__ a, int lda, const float* __restrict__ b, int ldb, int m, int n, int k, int layout,
+    const float* inner_mask, int splits, float* partials, unsigned char* c, int ldc, unsigned char* preactivation,
+    int ld_preactivation, const unsigned char* residual, int ld_residual, const float* bias, const float* neuron_mask,
+    const int* key, unsigned site, unsigned long long threshold, float scale, int flags) {
+    gemm_mma<float, Tile<64, 64, 32, 32, 4>>({a, b, lda, ldb, m, n, k}, layout, inner_mask, splits, partials, EPILOGUE);
+}
