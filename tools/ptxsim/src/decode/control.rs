@@ -272,7 +272,7 @@ impl<'a> Decoder<'_, 'a> {
             return self.unsupported("types");
         }
         let per_register = if a_type == Type::Tf32 { 1 } else { 2 };
-        let (a_count, b_count) = (16 * k / 32 / per_register, 8 * k / 32 / per_register);
+        let (a_count, b_count) = (k / 2 / per_register, k / 4 / per_register);
         let c_count = if d_type == Type::F32 { 4 } else { 2 };
         let c_register = if d_type == Type::F32 { Type::F32 } else { Type::B32 };
         let a = self.fragment(&o[1], Type::B32, false, a_count)?;
