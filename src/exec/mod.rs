@@ -9,6 +9,7 @@
 //! programs share. Preparing a program plans and allocates; running it allocates nothing.
 
 mod dispatch;
+mod emulated;
 mod host;
 pub mod lockstep;
 mod memory;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::program::{Extents, Plan, Program, SlotId};
 
+pub use emulated::Emulated;
 pub use host::{Cpu, HostExecutor, Kernels, Reference};
 
 /// Number of a prepared program within its executor.

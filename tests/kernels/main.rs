@@ -1,4 +1,4 @@
-//! Property tests of the operation families: every CPU path against the f64 reference.
+//! Property tests of the operation families: every CPU path, and every kernel on the emulator, against the f64 reference.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -6,6 +6,7 @@ mod support;
 mod activation;
 mod attention;
 mod common;
+mod cuda_convert;
 mod dropout;
 mod gemm;
 mod loss;

@@ -6,6 +6,7 @@
 
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub mod device;
 pub mod numbers;
 pub mod tensors;
 

@@ -1,0 +1,35 @@
+//! Conversion of whole matrices: every element is the one `half` gives, whatever the shape and alignment.
+
+use half::bf16;
+use proptest::prelude::*;
+use secateur::launch::{ElementType, Grid, int, kernels::convert};
+
+use crate::support::device::TestDevice;
+use crate::support::numbers::Random;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn matrices_convert_as_their_elements_do(rows in 1usize..20, cols in 1usize..40, seed: u64) {
+        let mut random = Random(seed);
+        let mut values: Vec<f32> = (0..rows * cols).map(|_| random.normal() as f32 * 1e3).collect();
+        // Ties, the largest finite value (rounds to infinity), subnormals.
+        let special = [1.003_906_25, 1.011_718_75, f32::MAX, -1e-40, 0.0, -0.0];
+        values.iter_mut().zip(special).for_each(|(value, special)| *value = special);
+        let rounded: Vec<f32> = values.iter().map(|&value| bf16::from_f32(value).to_f32()).collect();
+        let mut device = TestDevice::new();
+        let x = device.matrix(rows, cols, &values, ElementType::F32);
+        let narrow = device.output(rows, cols, ElementType::Bf16);
+        let wide = device.output(rows, cols, ElementType::F32);
+        let grid = Grid::linear((rows * cols.div_ceil(8)).div_ceil(256), 256);
+        let (ld, vector) = (int(x.ld), i32::from(x.aligned16() && narrow.aligned16()));
+        device.run(|queue| {
+            let (rows, cols) = (int(rows), int(cols));
+            queue.push(convert::to_bf16_matrix(grid, x.f32(), ld, narrow.bf16(), ld, rows, cols, vector));
+            queue.push(convert::to_f32_matrix(grid, narrow.bf16(), ld, wide.f32(), ld, rows, cols, vector));
+        });
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        prop_assert_eq!(bits(&device.read(&narrow)), bits(&rounded));
+        prop_assert_eq!(bits(&device.read(&wide)), bits(&rounded));
+    }
+}
