@@ -121,7 +121,7 @@ cross_entropy_narrow(const float* logits, int ld_logits, const int* labels, cons
     if (row >= rows) return;
     float* gradient = dlogits == nullptr ? nullptr : dlogits + static_cast<size_t>(row) * ld_dlogits;
     cross_entropy_row<WARP>(logits + static_cast<size_t>(row) * ld_logits, labels[row], weights[row], losses + row,
-                            gradient, accumulate ? gradient : nullptr, cols, vector, nullptr);
+                            gradient, accumulate ? gradient : nullptr, cols, vector, static_cast<float*>(nullptr));
 }
 
 /// The same for many classes, a block a row.
@@ -205,7 +205,7 @@ distillation_narrow(const float* student, int ld_student, const float* teacher, 
     distillation_row<WARP>(student + static_cast<size_t>(row) * ld_student, teacher + static_cast<size_t>(row) * ld_teacher,
                            temperature, weights[row], losses + row,
                            dstudent == nullptr ? nullptr : dstudent + static_cast<size_t>(row) * ld_dstudent, accumulate,
-                           cols, vector, nullptr);
+                           cols, vector, static_cast<float*>(nullptr));
 }
 
 /// The same for many classes, a block a row.

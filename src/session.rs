@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use crate::cuda::{self, Cuda};
 use crate::data::batch::ModelLimits;
 use crate::data::{Batch, Targets};
 use crate::error::{Error, Result};
-use crate::exec::{Block, Cpu, Executor, ProgramId, Reference};
+use crate::exec::{Block, Cpu, DeviceExecutor, Emulated, Executor, ProgramId, Reference};
+use crate::launch::Precision;
 use crate::model::{self, EmitOptions, Head, Model, ModelProgram, UnitMasks};
-use crate::program::{Extents, Mode, Plan, SlotId};
+use crate::program::{Extents, Mode, ParameterLayout, Plan, SlotId};
 
 /// Which executor runs a model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -20,6 +22,64 @@ pub enum Device {
     Cpu,
     /// f64, slow.
     Reference,
+    /// An NVIDIA GPU.
+    Cuda {
+        /// Its number.
+        ordinal: usize,
+        /// What products and activations are computed in.
+        precision: Precision,
+    },
+    /// The GPU's kernels without a GPU, every access checked; very slow.
+    Emulated {
+        /// As on a GPU.
+        precision: Precision,
+    },
+}
+
+impl Device {
+    /// The first GPU if it can be used, the CPU and the reason if not.
+    pub fn best(precision: Precision) -> (Device, Option<Error>) {
+        match cuda::usable(0) {
+            Ok(_) => (Device::Cuda { ordinal: 0, precision }, None),
+            Err(reason) => (Device::Cpu, Some(reason)),
+        }
+    }
+
+    /// An executor on it, with zeroed parameters.
+    pub fn executor(self, layout: Arc<ParameterLayout>) -> Result<Box<dyn Executor>> {
+        Ok(match self {
+            Device::Cpu => Box::new(Cpu::new(layout)),
+            Device::Reference => Box::new(Reference::new(layout)),
+            Device::Cuda { ordinal, precision } => {
+                let gpu = Cuda::open(ordinal, cuda::Cache::of_user())?;
+                Box::new(DeviceExecutor::new(gpu, "cuda", layout, precision)?)
+            }
+            Device::Emulated { precision } => {
+                Box::new(DeviceExecutor::new(Emulated::new(0)?, "emulated", layout, precision)?)
+            }
+        })
+    }
+
+    /// Where the numeric steps of pruning run: on the device, but in f32 whatever the precision of its products is, so
+    /// that a choice of units does not depend on it more than through the activations.
+    pub fn for_similarities(self) -> Device {
+        match self {
+            Device::Cpu | Device::Reference => Device::Cpu,
+            Device::Cuda { ordinal, .. } => Device::Cuda { ordinal, precision: Precision::F32 },
+            Device::Emulated { .. } => Device::Emulated { precision: Precision::F32 },
+        }
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Reference => f.write_str("reference"),
+            Device::Cuda { ordinal, precision } => write!(f, "cuda:{ordinal} {}", precision.name()),
+            Device::Emulated { precision } => write!(f, "emulated {}", precision.name()),
+        }
+    }
 }
 
 /// How the losses of a batch's rows (or predicted tokens) are weighted.
@@ -54,11 +114,7 @@ pub struct Session {
 impl Session {
     /// Copies the model's parameters to an executor.
     pub fn new(model: Model, device: Device) -> Result<Session> {
-        let layout = model.layout().clone();
-        let mut executor: Box<dyn Executor> = match device {
-            Device::Cpu => Box::new(Cpu::new(layout)),
-            Device::Reference => Box::new(Reference::new(layout)),
-        };
+        let mut executor = device.executor(model.layout().clone())?;
         executor.write_block(Block::Parameters, &model.values)?;
         Ok(Session { model, executor, floats: Vec::new() })
     }

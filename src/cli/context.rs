@@ -16,7 +16,6 @@ pub struct Context {
     pub seed: u64,
     pub device: Device,
     pub progress: Progress,
-    device_name: &'static str,
     threads: usize,
     json: bool,
     quiet: bool,
@@ -46,12 +45,15 @@ impl Context {
             (_, true) => Verbosity::Quiet,
             _ => Verbosity::Normal,
         };
-        let (device, device_name) = global.device.resolve();
+        let (device, reason) = global.device()?;
+        let progress = Progress::with(listener::for_stderr(verbosity), interrupt);
+        if let Some(reason) = reason {
+            progress.note(format!("computing on the CPU: {reason}"));
+        }
         Ok(Context {
             seed: global.seed,
             device,
-            progress: Progress::with(listener::for_stderr(verbosity), interrupt),
-            device_name,
+            progress,
             threads: rayon::current_num_threads(),
             json: global.json,
             quiet: global.quiet,
@@ -62,12 +64,19 @@ impl Context {
     /// The record of a command that begins now.
     pub fn record(&self, command: &str) -> RunRecord {
         let arguments = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
-        RunRecord::begin(command, arguments, self.seed, self.threads, self.device_name)
+        RunRecord::begin(command, arguments, self.seed, self.threads, &self.device.to_string())
     }
 
     /// Completes a record with stages, warnings, memory and time.
     pub fn finish(&self, record: &mut RunRecord) {
         record.finish(&self.progress, self.started.elapsed().as_secs_f64());
+    }
+
+    /// Shows something that is no run: `value` as one JSON object, or `text`.
+    pub fn print(&self, value: &serde_json::Value, text: &str) {
+        let shown = if self.json { format!("{value:#}\n") } else { text.to_string() };
+        // A closed pipe is the reader's choice, not a failure.
+        let _ = std::io::stdout().write_all(shown.as_bytes());
     }
 
     /// Shows the results: the records as one JSON object, or `text`.

@@ -3,6 +3,7 @@
 
 mod context;
 mod demo;
+mod doctor;
 mod evaluate;
 mod finetune;
 mod forward;
@@ -45,6 +46,7 @@ enum Command {
     Pretrain(pretrain::Pretrain),
     Inspect(inspect::Inspect),
     Forward(forward::Forward),
+    Doctor(doctor::Doctor),
 }
 
 /// Exit status 0: done; 1: failed; 2: wrong usage.
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Pretrain(command) => command.run(&mut context),
         Command::Inspect(command) => command.run(&mut context),
         Command::Forward(command) => command.run(&mut context),
+        Command::Doctor(command) => command.run(&mut context),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use secateur::data::text::Grouping;
+use secateur::launch::Precision;
 use secateur::prune::clustering::Linkage;
 use secateur::prune::dual_cp;
 use secateur::session;
+use secateur::{Error, Result};
 
 /// Options of every command.
 #[derive(Args, Clone, Debug)]
@@ -18,10 +20,20 @@ pub struct GlobalOptions {
     /// Worker threads; all logical processors if not given.
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
-    /// What computes: `cpu` (f32, all cores) or `reference` (f64, slow and obvious; for checking). `auto` is the fastest
-    /// device there is.
-    #[arg(long, global = true, value_enum, default_value_t = Device::Auto)]
-    pub device: Device,
+    /// What computes: cpu (f32, all cores), cuda or cuda:N (an NVIDIA GPU), reference (f64, slow and obvious; for
+    /// checking), emulated (the GPU's kernels without a GPU, every memory access checked; very slow). `auto` is the first
+    /// GPU, or the CPU where there is none; `secateur doctor` says why there is none.
+    #[arg(
+        long,
+        global = true,
+        default_value = "auto",
+        value_name = "auto|cpu|cuda|cuda:N|reference|emulated"
+    )]
+    pub device: DeviceName,
+    /// What a GPU computes products and activations in. f32 and tf32 store f32; bf16 halves memory traffic too. Sums,
+    /// statistics, losses and the optimiser are f32 always.
+    #[arg(long, global = true, value_enum, default_value_t = PrecisionName::F32)]
+    pub precision: PrecisionName,
     /// No progress, no tables; warnings and errors only.
     #[arg(long, global = true)]
     pub quiet: bool,
@@ -31,19 +43,65 @@ pub struct GlobalOptions {
 }
 
 /// Device names.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceName {
     Auto,
     Cpu,
+    Cuda(usize),
     Reference,
+    Emulated,
 }
 
-impl Device {
-    pub fn resolve(self) -> (session::Device, &'static str) {
-        match self {
-            Device::Auto | Device::Cpu => (session::Device::Cpu, "cpu"),
-            Device::Reference => (session::Device::Reference, "reference"),
+impl std::str::FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<DeviceName, String> {
+        Ok(match name {
+            "auto" => DeviceName::Auto,
+            "cpu" => DeviceName::Cpu,
+            "cuda" => DeviceName::Cuda(0),
+            "reference" => DeviceName::Reference,
+            "emulated" => DeviceName::Emulated,
+            _ => match name.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(ordinal)) => DeviceName::Cuda(ordinal),
+                _ => return Err("expected auto, cpu, cuda, cuda:N, reference or emulated".into()),
+            },
+        })
+    }
+}
+
+/// Precisions of a GPU.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrecisionName {
+    F32,
+    Tf32,
+    Bf16,
+}
+
+impl GlobalOptions {
+    /// The device to use; for `auto`, also why it is not a GPU.
+    pub fn device(&self) -> Result<(session::Device, Option<Error>)> {
+        use session::Device;
+        let precision = match self.precision {
+            PrecisionName::F32 => Precision::F32,
+            PrecisionName::Tf32 => Precision::Tf32,
+            PrecisionName::Bf16 => Precision::Bf16,
+        };
+        let (device, reason) = match self.device {
+            DeviceName::Auto => Device::best(precision),
+            DeviceName::Cpu => (Device::Cpu, None),
+            DeviceName::Reference => (Device::Reference, None),
+            DeviceName::Cuda(ordinal) => (Device::Cuda { ordinal, precision }, None),
+            DeviceName::Emulated => (Device::Emulated { precision }, None),
+        };
+        if precision != Precision::F32 && matches!(device, Device::Cpu | Device::Reference) {
+            let why = reason.map_or(String::new(), |reason| format!(" ({reason})"));
+            let asked = precision.name();
+            return Err(Error::usage(format!(
+                "--precision {asked} needs a GPU; the device is {device}{why}"
+            )));
         }
+        Ok((device, reason))
     }
 }
 

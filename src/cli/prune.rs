@@ -1,19 +1,21 @@
 //! `secateur prune`, and the pruning part of `secateur run`.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::Args;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use secateur::data::{Example, Split, Task, rows, sampling, source, task};
 use secateur::model::{Head, HeadRequest, Model};
+use secateur::program::ParameterLayout;
 use secateur::prune::calibrate::{self, Selection};
-use secateur::prune::dual_cp::{self, Control, CpuBackend, OnInfeasible, Options, Search};
+use secateur::prune::dual_cp::{self, Control, CpuBackend, ExecutorBackend, OnInfeasible, Options, Search};
 use secateur::prune::{BudgetRecord, CostModel, LayerWidths, UnitMasks};
 use secateur::report::record::{Calibration, Choice, InputFile, Method as MethodRecord};
 use secateur::report::table::Table;
 use secateur::report::{Ordered, RunRecord, format, html};
-use secateur::session::Session;
+use secateur::session::{Device, Session};
 use secateur::{Error, Result};
 
 use super::context::Context;
@@ -141,7 +143,15 @@ pub fn prune(
     drop(session);
     context.progress.check(|| "nothing was written".into())?;
     let stage = context.progress.stage("pruning", 0, "");
-    let outcome = dual_cp::prune(&sample, &cost, &resolved, &mut CpuBackend)?;
+    let outcome = match context.device.for_similarities() {
+        Device::Cpu => dual_cp::prune(&sample, &cost, &resolved, &mut CpuBackend)?,
+        device => {
+            let layout = Arc::new(ParameterLayout::new());
+            let mut executor = device.executor(layout.clone())?;
+            let mut backend = ExecutorBackend::new(executor.as_mut(), layout);
+            dual_cp::prune(&sample, &cost, &resolved, &mut backend)?
+        }
+    };
     stage.finish();
     outcome.notes.iter().for_each(|note| context.progress.warn(note.clone()));
     if let Some(calibration) = &mut record.calibration {

@@ -29,30 +29,36 @@ struct Loaded {
     functions: Vec<sys::CUfunction>,
 }
 
+/// Whether GPU number `ordinal` can be used, and what its kernels are compiled to. Allocates and compiles nothing.
+pub fn usable(ordinal: usize) -> Result<(DeviceInfo, Target)> {
+    let found = probe::devices()?;
+    let count = found.len();
+    let Some(info) = found.into_iter().nth(ordinal) else {
+        return Err(Unavailable::NoSuchDevice { ordinal, count }.into());
+    };
+    if info.capability < MINIMUM_CAPABILITY {
+        return Err(Unavailable::TooOld { name: info.name, capability: info.capability }.into());
+    }
+    let nvrtc = Nvrtc::get()?;
+    let architecture = info.capability.0 * 10 + info.capability.1;
+    let known = nvrtc.architectures()?;
+    if known.contains(&architecture) {
+        return Ok((info, Target::Cubin(architecture)));
+    }
+    // A device newer than NVRTC takes the newest PTX there is, and its driver compiles that.
+    let newest = known.into_iter().filter(|&known| known < architecture).max();
+    let newest = newest.ok_or_else(|| {
+        let (major, minor) = nvrtc.version();
+        Error::NoDevice(format!("NVRTC {major}.{minor} compiles nothing that sm_{architecture} runs"))
+    })?;
+    Ok((info, Target::Ptx(newest)))
+}
+
 impl Cuda {
     /// Opens GPU number `ordinal`.
     pub fn open(ordinal: usize, cache: Cache) -> Result<Cuda> {
-        let found = probe::devices()?;
-        let count = found.len();
-        let Some(info) = found.into_iter().nth(ordinal) else {
-            return Err(Unavailable::NoSuchDevice { ordinal, count }.into());
-        };
-        if info.capability < MINIMUM_CAPABILITY {
-            return Err(Unavailable::TooOld { name: info.name, capability: info.capability }.into());
-        }
+        let (info, target) = usable(ordinal)?;
         let nvrtc = Nvrtc::get()?;
-        let architecture = info.capability.0 * 10 + info.capability.1;
-        let known = nvrtc.architectures()?;
-        // A device newer than NVRTC takes the newest PTX there is, and its driver compiles that.
-        let target = if known.contains(&architecture) {
-            Target::Cubin(architecture)
-        } else {
-            let newest = known.into_iter().filter(|&known| known < architecture).max();
-            Target::Ptx(newest.ok_or_else(|| {
-                let (major, minor) = nvrtc.version();
-                Error::NoDevice(format!("NVRTC {major}.{minor} compiles nothing that sm_{architecture} runs"))
-            })?)
-        };
         let failed = |error| Error::from(Unavailable::from(error));
         let device = result::device::get(ordinal as i32).map_err(failed)?;
         // SAFETY: the device exists; the context is released when this value is dropped.

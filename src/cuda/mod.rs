@@ -10,6 +10,6 @@ mod nvrtc;
 mod probe;
 
 pub use cache::Cache;
-pub use device::Cuda;
+pub use device::{Cuda, usable};
 pub use nvrtc::{Nvrtc, Target};
 pub use probe::{DeviceInfo, MINIMUM_CAPABILITY, Unavailable, devices, driver_version};

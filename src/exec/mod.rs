@@ -4,10 +4,13 @@
 //! |---|---|---|
 //! | [`Reference`] | f64, obvious loops | the truth the others are held against |
 //! | [`Cpu`] | f32, AVX-512 / AVX2 chosen at run time, all cores | work |
+//! | [`DeviceExecutor`] over [`Cuda`](crate::cuda::Cuda) | f32, tf32 or bf16 products | work on a GPU |
+//! | [`DeviceExecutor`] over [`Emulated`] | the same kernels, run and checked without a GPU | tests |
 //!
 //! An executor owns the parameter, gradient and moment blocks of one model and one arena that all prepared
 //! programs share. Preparing a program plans and allocates; running it allocates nothing.
 
+mod device;
 mod dispatch;
 mod emulated;
 mod host;
@@ -20,6 +23,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::program::{Extents, Plan, Program, SlotId};
 
+pub use device::DeviceExecutor;
 pub use emulated::Emulated;
 pub use host::{Cpu, HostExecutor, Kernels, Reference};
 

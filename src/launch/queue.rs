@@ -228,6 +228,17 @@ impl Queue {
         Pointer::new(self.scratch + start as u64)
     }
 
+    /// How much scratch is handed out, for [`Queue::release_scratch`].
+    pub fn scratch_mark(&self) -> usize {
+        self.used
+    }
+
+    /// Takes back what was handed out since `mark`. Launches run in order, so those queued next may overwrite it.
+    pub fn release_scratch(&mut self, mark: usize) {
+        assert!(mark <= self.used, "a mark of another operation");
+        self.used = mark;
+    }
+
     /// Ends an operation: its scratch is free again. Launches run in order, so the next may overwrite it.
     pub fn end_operation(&mut self) {
         self.used = 0;

@@ -24,13 +24,14 @@ fn cpu_and_reference_agree_on_training_steps_of_all_families_and_heads() {
                 continue; // A family has one of the two language-model heads.
             }
             for masks in [false, true] {
-                compare(family, head, masks);
+                compare(Device::Cpu, family, head, masks);
             }
         }
     }
 }
 
-fn compare(family: &str, head: Head, masks: bool) {
+/// A training step with dropout on `device` and on the reference.
+pub fn compare(device: Device, family: &str, head: Head, masks: bool) {
     let examples = models::examples(family, head, 6, 3);
     let batch = models::batch(&examples);
     let capacity = models::capacity(&batch);
@@ -42,7 +43,7 @@ fn compare(family: &str, head: Head, masks: bool) {
         ..EmitOptions::default()
     };
     let mode = mode(true, masks);
-    let mut sessions = [Device::Reference, Device::Cpu].map(|device| {
+    let mut sessions = [Device::Reference, device].map(|device| {
         let mut session = Session::new(models::model(family, head, 0.2), device).expect("a session");
         let prepared = session.prepare(mode, &options, capacity).expect("a program");
         let zeros = vec![0.0; session.model().layout().block_len()];
@@ -61,11 +62,11 @@ fn compare(family: &str, head: Head, masks: bool) {
         }
         (session, prepared, extents)
     });
-    let [(reference, prepared, extents), (cpu, _, _)] = &mut sessions;
+    let [(reference, prepared, extents), (candidate, _, _)] = &mut sessions;
     let id = prepared.id;
-    let found = lockstep::compare(reference.executor(), id, cpu.executor(), id, extents).expect("runs");
+    let found = lockstep::compare(reference.executor(), id, candidate.executor(), id, extents).expect("runs");
     if let Some(divergence) = found {
-        panic!("{family} {head:?} masks {masks}: {divergence}");
+        panic!("{device} {family} {head:?} masks {masks}: {divergence}");
     }
 }
 

@@ -4,6 +4,7 @@
 mod support;
 
 mod calibration;
+mod emulated;
 mod gradients;
 mod lockstep;
 mod models;

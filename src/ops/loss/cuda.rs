@@ -1,5 +1,9 @@
 //! The losses on a device. A row is a warp's work up to [`NARROW`] classes, a block's beyond.
 
+mod linear;
+
+pub use linear::{linear_cross_entropy, linear_cross_entropy_by};
+
 use crate::launch::kernels::loss as kernels;
 use crate::launch::{Grid, Matrix, Pointer, Queue, int};
 
@@ -49,6 +53,33 @@ pub fn cross_entropy(
             grid, z, ld_z, labels, weights, losses, gradient, ld, accumulate, classes, vector,
         )
     });
+}
+
+/// [`cross_entropy`] whose gradient is bf16: the operand of the fused head's products.
+fn cross_entropy_bf16(
+    queue: &mut Queue,
+    logits: Matrix,
+    labels: Pointer<i32>,
+    weights: Pointer<f32>,
+    losses: Pointer<f32>,
+    dlogits: Matrix,
+) {
+    assert_eq!((dlogits.rows, dlogits.cols), (logits.rows, logits.cols));
+    if logits.rows == 0 {
+        return;
+    }
+    queue.push(kernels::cross_entropy_wide_bf16(
+        Grid::linear(logits.rows, WIDE_THREADS),
+        logits.f32(),
+        int(logits.ld),
+        labels,
+        weights,
+        losses,
+        dlogits.bf16(),
+        int(dlogits.ld),
+        int(logits.cols),
+        all_aligned16(&[Some(logits), Some(dlogits)]),
+    ));
 }
 
 /// Squared error; `x`, `dx`: `[R, 1]`, `targets`, `weights`, `losses`: `[R]`.

@@ -1,0 +1,272 @@
+//! From operations to launches. The match is exhaustive: an operation exists on devices too, or the crate does not
+//! compile.
+
+use super::binding::{Binding, converted};
+use crate::exec::Block;
+use crate::launch::{ElementType, Matrix, Pointer, Queue};
+use crate::ops::optimizer::cuda::{Blocks, Pieces};
+use crate::ops::{
+    activation, attention, bias, dropout, embed, gather, gemm, loss, mapping, norm, optimizer, reduce,
+    similarity,
+};
+use crate::program::Op;
+
+/// Queues the launches of one operation.
+pub fn dispatch(op: &Op, bind: &Binding<'_>, pieces: Pieces, queue: &mut Queue) {
+    let matrix = |slot| bind.matrix(slot);
+    let vector = |slot| bind.vector(slot);
+    let ints = |slot| bind.ints(slot);
+    match op {
+        Op::Embed { ids, positions, token_types, word, position, token_type, out } => {
+            embed::cuda::embed(
+                queue,
+                ints(*ids),
+                ints(*positions),
+                token_types.map(ints),
+                matrix(*word),
+                position.map(matrix),
+                token_type.map(matrix),
+                matrix(*out),
+            );
+        }
+        Op::EmbedBackward { ids, positions, token_types, dout, dword, dposition, dtoken_type } => {
+            embed::cuda::embed_backward(
+                queue,
+                matrix(*dout),
+                ints(*ids),
+                ints(*positions),
+                token_types.map(ints),
+                dword.map(matrix),
+                dposition.map(matrix),
+                dtoken_type.map(matrix),
+            );
+        }
+        Op::Gemm { a, transpose_a, b, transpose_b, c, epilogue: e } => {
+            let (a, b) = (bind.factor(queue, *a), bind.factor(queue, *b));
+            let epilogue = gemm::cuda::Epilogue {
+                bias: e.bias.map(vector),
+                accumulate: e.accumulate,
+                activation: e.activation,
+                preactivation: e.preactivation.map(matrix),
+                neuron_mask: e.neuron_mask.map(vector),
+                compute_masked: e.compute_masked,
+                dropout: bind.dropout(&e.dropout),
+                residual: e.residual.map(matrix),
+                inner_mask: e.inner_mask.map(vector),
+            };
+            gemm::cuda::gemm(queue, a, *transpose_a, b, *transpose_b, matrix(*c), epilogue);
+        }
+        Op::ColumnSum { x, out } => gemm::cuda::column_sums(queue, matrix(*x), vector(*out), true),
+        Op::BiasResidual { bias, dropout, residual, y } => {
+            let dropout = bind.dropout(dropout);
+            bias::cuda::bias_residual(queue, vector(*bias), dropout, matrix(*residual), matrix(*y));
+        }
+        Op::LayerNorm { x, gamma, beta, epsilon, y, mean, rstd } => {
+            norm::cuda::layer_norm(
+                queue,
+                matrix(*x),
+                vector(*gamma),
+                vector(*beta),
+                *epsilon,
+                matrix(*y),
+                vector(*mean),
+                vector(*rstd),
+            );
+        }
+        Op::LayerNormBackward { dy, x, gamma, mean, rstd, dx, accumulate, dgamma, dbeta } => {
+            norm::cuda::layer_norm_backward(
+                queue,
+                matrix(*dy),
+                matrix(*x),
+                vector(*gamma),
+                vector(*mean),
+                vector(*rstd),
+                matrix(*dx),
+                *accumulate,
+                dgamma.map(vector),
+                dbeta.map(vector),
+            );
+        }
+        Op::Attention { q, k, v, cu_seqlens, shape, head_mask, dropout, out, lse, unmasked } => {
+            attention::cuda::forward(
+                queue,
+                matrix(*q),
+                matrix(*k),
+                matrix(*v),
+                ints(*cu_seqlens),
+                bind.sequences(*cu_seqlens),
+                shape.heads,
+                shape.head_dim,
+                shape.scale,
+                shape.causal,
+                head_mask.map(vector),
+                bind.dropout(dropout),
+                matrix(*out),
+                matrix(*lse),
+                unmasked.map(matrix),
+            );
+        }
+        Op::AttentionBackward {
+            q,
+            k,
+            v,
+            out,
+            dout,
+            lse,
+            unmasked,
+            cu_seqlens,
+            shape,
+            head_mask,
+            dropout,
+            dq,
+            dk,
+            dv,
+            dmask,
+        } => {
+            attention::cuda::backward(
+                queue,
+                matrix(*q),
+                matrix(*k),
+                matrix(*v),
+                matrix(*out),
+                matrix(*dout),
+                matrix(*lse),
+                unmasked.map(matrix),
+                ints(*cu_seqlens),
+                bind.sequences(*cu_seqlens),
+                shape.heads,
+                shape.head_dim,
+                shape.scale,
+                shape.causal,
+                head_mask.map(vector),
+                bind.dropout(dropout),
+                matrix(*dq),
+                matrix(*dk),
+                matrix(*dv),
+                dmask.map(matrix),
+            );
+        }
+        Op::ActivationBackward { kind, dy, preactivation, mask, dx, dmask, cu_seqlens } => {
+            let dmask = dmask.zip(*cu_seqlens).map(|(dmask, cu)| (ints(cu), matrix(dmask)));
+            let (dy, preactivation, dx) = (matrix(*dy), matrix(*preactivation), matrix(*dx));
+            activation::cuda::backward(queue, *kind, dy, preactivation, mask.map(vector), dx, dmask);
+        }
+        Op::Dropout { x, y, site } => {
+            if let Some(applied) = bind.dropout(&Some(*site)) {
+                dropout::cuda::dropout(queue, matrix(*x), matrix(*y), applied);
+            }
+        }
+        Op::Gather { x, rows, y } => gather::cuda::gather_rows(queue, matrix(*x), ints(*rows), matrix(*y)),
+        Op::ScatterAdd { dy, rows, dx, accumulate } => {
+            if !accumulate {
+                gather::cuda::fill(queue, matrix(*dx), 0.0);
+            }
+            gather::cuda::scatter_rows_add(queue, matrix(*dy), ints(*rows), matrix(*dx));
+        }
+        Op::Add { x, y } => gather::cuda::add_in_place(queue, matrix(*y), matrix(*x)),
+        Op::CrossEntropy { logits, labels, weights, losses, dlogits } => {
+            loss::cuda::cross_entropy(
+                queue,
+                matrix(*logits),
+                ints(*labels),
+                vector(*weights),
+                vector(*losses),
+                dlogits.map(matrix),
+                false,
+            );
+        }
+        Op::LinearCrossEntropy { x, w, bias, labels, weights, losses, dx, dw, dbias } => {
+            let x = matrix(*x);
+            let w = if x.element == ElementType::Bf16 { bind.factor(queue, *w) } else { matrix(*w) };
+            loss::cuda::linear_cross_entropy(
+                queue,
+                x,
+                w,
+                bias.map(vector),
+                ints(*labels),
+                vector(*weights),
+                vector(*losses),
+                dx.map(matrix),
+                dw.map(matrix),
+                dbias.map(vector),
+            );
+        }
+        Op::MeanSquaredError { x, targets, weights, losses, dx, accumulate } => {
+            loss::cuda::mean_squared_error(
+                queue,
+                matrix(*x),
+                vector(*targets),
+                vector(*weights),
+                vector(*losses),
+                dx.map(matrix),
+                *accumulate,
+            );
+        }
+        Op::SpanLoss { logits, starts, ends, cu_seqlens, weights, losses, dlogits } => {
+            loss::cuda::span(
+                queue,
+                matrix(*logits),
+                ints(*starts),
+                ints(*ends),
+                ints(*cu_seqlens),
+                bind.sequences(*cu_seqlens),
+                vector(*weights),
+                vector(*losses),
+                dlogits.map(matrix),
+            );
+        }
+        Op::Distillation { student, teacher, temperature, weights, losses, dstudent, accumulate } => {
+            loss::cuda::distillation(
+                queue,
+                matrix(*student),
+                matrix(*teacher),
+                *temperature,
+                vector(*weights),
+                vector(*losses),
+                dstudent.map(matrix),
+                *accumulate,
+            );
+        }
+        Op::ZeroGradients => {
+            let bytes = bind.program.layout().block_len() * 4;
+            queue.fill_zero(bind.addresses.blocks[Block::Gradients as usize], bytes);
+        }
+        Op::ClipFactor { max_norm, norm } => {
+            let gradients = Pointer::new(bind.addresses.blocks[Block::Gradients as usize]);
+            optimizer::cuda::clip_factor(queue, gradients, pieces, *max_norm, vector(*norm));
+        }
+        Op::AdamW { form, hyper, norm } => {
+            let block = |block: Block| Pointer::new(bind.addresses.blocks[block as usize]);
+            let blocks = Blocks {
+                parameters: block(Block::Parameters),
+                gradients: block(Block::Gradients),
+                first_moment: block(Block::FirstMoment),
+                second_moment: block(Block::SecondMoment),
+                copy: Pointer::new(bind.addresses.shadow),
+                keep: Pointer::NULL,
+            };
+            optimizer::cuda::adamw(queue, blocks, pieces, *form, vector(*hyper), vector(*norm));
+        }
+        Op::AbsoluteCosine { x, out } => {
+            let x = in_f32(queue, matrix(*x));
+            similarity::cuda::absolute_cosine(queue, x, matrix(*out));
+        }
+        Op::ProfileDistance { cosine, out } => {
+            similarity::cuda::profile_distance(queue, matrix(*cosine), matrix(*out));
+        }
+        Op::DimensionMapping { cosine, head_dim, out } => {
+            mapping::cuda::dimension_mapping(queue, matrix(*cosine), *head_dim, matrix(*out));
+        }
+        Op::MeanAbsolute { x, group, out } => {
+            reduce::cuda::mean_absolute(queue, matrix(*x), *group, vector(*out));
+        }
+    }
+}
+
+/// The matrix, converted to f32 in scratch if it is not f32.
+fn in_f32(queue: &mut Queue, matrix: Matrix) -> Matrix {
+    match matrix.element {
+        ElementType::F32 => matrix,
+        ElementType::Bf16 => converted(queue, matrix, ElementType::F32),
+    }
+}

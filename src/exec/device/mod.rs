@@ -1,0 +1,444 @@
+//! The executor over device memory: the same program, plan and promises as on the host, with kernels that are launched.
+//!
+//! Everything is allocated when a program is prepared: blocks, one arena and one scratch area for all programs, inputs of
+//! each. Scratch is measured by queueing every operation once at the planned capacity, without running it. What does not
+//! fit the device's memory is an error before anything is allocated.
+
+mod binding;
+mod dispatch;
+mod memory;
+mod types;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::bf16;
+
+use self::binding::{Addresses, Binding};
+use self::memory::{Memory, Needs};
+use super::{Block, Executor, ProgramId};
+use crate::error::{Error, Result};
+use crate::launch::Pointer;
+use crate::launch::{Device, ElementType, Matrix, Precision, Queue, Step};
+use crate::ops::optimizer::cuda::{PieceTable, Pieces};
+use crate::program::{Element, Extents, ParameterLayout, Plan, Program, SlotId, Storage};
+
+struct Prepared {
+    program: Arc<Program>,
+    plan: Plan,
+    types: Vec<ElementType>,
+    inputs: Memory,
+    ints: Memory,
+}
+
+/// An executor on a device.
+pub struct DeviceExecutor<D: Device> {
+    device: D,
+    kind: &'static str,
+    precision: Precision,
+    layout: Arc<ParameterLayout>,
+    blocks: [Memory; 4],
+    /// The parameters in bf16, for products.
+    shadow: Memory,
+    shadow_is_stale: bool,
+    /// Trained ranges, as the optimiser takes them.
+    pieces: PieceTable,
+    piece_starts: Memory,
+    piece_lengths: Memory,
+    arena: Memory,
+    scratch: Memory,
+    programs: Vec<Prepared>,
+    queue: Queue,
+}
+
+impl<D: Device> DeviceExecutor<D> {
+    /// An executor of kind `kind` ("cuda", "emulated") with zeroed parameters.
+    pub fn new(
+        mut device: D,
+        kind: &'static str,
+        layout: Arc<ParameterLayout>,
+        precision: Precision,
+    ) -> Result<DeviceExecutor<D>> {
+        let trained = layout.iter().map(|(_, p)| p).filter(|p| p.trainable);
+        let pieces = PieceTable::new(trained.map(|p| (p.offset..p.offset + p.span(), p.vector)));
+        let limits = device.limits();
+        let mut blocks = [Memory::NONE; 4];
+        let len = layout.block_len();
+        memory::check(
+            &device,
+            "the model",
+            &[len * 4, if precision == Precision::Bf16 { len * 2 } else { 0 }],
+        )?;
+        blocks[0].grow(&mut device, len * 4, "parameters")?;
+        device.fill(blocks[0].address, 0, len * 4)?;
+        let mut shadow = Memory::NONE;
+        if precision == Precision::Bf16 {
+            shadow.grow(&mut device, len * 2, "parameters in bf16")?;
+        }
+        Ok(DeviceExecutor {
+            queue: Queue::new(limits, precision, 0, 0),
+            device,
+            kind,
+            precision,
+            layout,
+            blocks,
+            shadow,
+            shadow_is_stale: true,
+            pieces,
+            piece_starts: Memory::NONE,
+            piece_lengths: Memory::NONE,
+            arena: Memory::NONE,
+            scratch: Memory::NONE,
+            programs: Vec::new(),
+        })
+    }
+
+    /// The device.
+    pub fn device(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    fn addresses(&self, prepared: &Prepared) -> Addresses {
+        Addresses {
+            blocks: [0, 1, 2, 3].map(|i: usize| self.blocks[i].address),
+            shadow: self.shadow.address,
+            inputs: prepared.inputs.address,
+            ints: prepared.ints.address,
+            arena: self.arena.address,
+        }
+    }
+
+    fn device_pieces(&self) -> Pieces {
+        let (starts, lengths) = (self.piece_starts.address, self.piece_lengths.address);
+        self.pieces.on_device(Pointer::new(starts), Pointer::new(lengths))
+    }
+
+    /// What a program needs at `capacity`: its plan, scratch, and the sources it launches from.
+    fn measure(
+        &self,
+        program: &Program,
+        types: &[ElementType],
+        capacity: Extents,
+    ) -> (Plan, usize, Vec<usize>) {
+        let plan = Plan::with_halves(program, capacity, |slot| types[slot.index()] == ElementType::Bf16);
+        let mut queue = Queue::measuring(self.device.limits(), self.precision);
+        let mut addresses = Addresses::MEASURING;
+        if self.precision != Precision::Bf16 {
+            addresses.shadow = 0;
+        }
+        let binding = Binding { program, plan: &plan, types, extents: &capacity, addresses };
+        let pieces = self.pieces.on_device(Pointer::new(1 << 45), Pointer::new(1 << 46));
+        for op in program.ops() {
+            dispatch::dispatch(op, &binding, pieces, &mut queue);
+            queue.end_operation();
+        }
+        let mut modules: Vec<usize> = queue
+            .steps()
+            .iter()
+            .filter_map(|step| match step {
+                Step::Launch(launch) => Some(launch.kernel().module),
+                Step::FillZero { .. } => None,
+            })
+            .collect();
+        modules.sort_unstable();
+        modules.dedup();
+        (plan, queue.scratch_peak(), modules)
+    }
+
+    fn needs(&self, plan: &Plan, scratch: usize, blocks: &[Block]) -> Needs {
+        Needs {
+            arena: plan.arena_len * 4,
+            scratch,
+            inputs: plan.inputs_len * 4,
+            ints: plan.ints_len * 4,
+            blocks: blocks.iter().filter(|&&block| self.blocks[block as usize].bytes == 0).count()
+                * self.layout.block_len()
+                * 4,
+        }
+    }
+
+    /// Bytes beyond those held: the arena and scratch are replaced when they grow.
+    fn beyond(&self, needs: &Needs) -> usize {
+        let growth = |wanted: usize, held: usize| if wanted > held { wanted - held } else { 0 };
+        growth(needs.arena, self.arena.bytes)
+            + growth(needs.scratch, self.scratch.bytes)
+            + needs.inputs
+            + needs.ints
+            + needs.blocks
+    }
+
+    /// Fails if the program would not fit, naming the token budget that would.
+    fn check_memory(
+        &self,
+        program: &Program,
+        types: &[ElementType],
+        capacity: Extents,
+        needs: &Needs,
+        blocks: &[Block],
+    ) -> Result<()> {
+        let Some(free) = self.device.free_bytes()? else { return Ok(()) };
+        let usable = memory::usable(free);
+        let needed = self.beyond(needs);
+        if needed <= usable {
+            return Ok(());
+        }
+        let fits = |tokens: usize| {
+            let smaller = Extents {
+                tokens,
+                sequences: capacity.sequences.min(tokens),
+                targets: capacity.targets.min(tokens),
+                longest: capacity.longest.min(tokens),
+                ..capacity
+            };
+            let (plan, scratch, _) = self.measure(program, types, smaller);
+            self.beyond(&self.needs(&plan, scratch, blocks)) <= usable
+        };
+        let (mut low, mut high) = (0, capacity.tokens);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        Err(Error::OutOfMemory {
+            program: program.name().into(),
+            device: self.device.name().into(),
+            needed,
+            free,
+            fitting: (low > 0).then_some(low),
+        })
+    }
+
+    fn ensure_block(&mut self, block: Block) -> Result<()> {
+        let memory = &mut self.blocks[block as usize];
+        let bytes = self.layout.block_len() * 4;
+        if memory.bytes == 0 && bytes > 0 {
+            memory.grow(&mut self.device, bytes, &format!("{block:?}"))?;
+            self.device.fill(memory.address, 0, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// A float slot at the planned capacity.
+    fn slot(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Matrix> {
+        let prepared = &self.programs[id.0];
+        let description = prepared.program.slot(slot);
+        if description.element == Element::Int {
+            return Err(Error::shape(&description.name, "is an integer slot"));
+        }
+        let binding = Binding {
+            program: &prepared.program,
+            plan: &prepared.plan,
+            types: &prepared.types,
+            extents,
+            addresses: self.addresses(prepared),
+        };
+        Ok(binding.matrix(slot))
+    }
+
+    fn write_with(
+        &mut self,
+        id: ProgramId,
+        slot: SlotId,
+        len: usize,
+        at: impl Fn(usize) -> f32,
+    ) -> Result<()> {
+        let prepared = &self.programs[id.0];
+        let capacity = prepared.plan.capacity;
+        let description = prepared.program.slot(slot).clone();
+        let matrix = self.slot(id, slot, &capacity)?;
+        let cols = matrix.cols;
+        if !len.is_multiple_of(cols.max(1)) || len > matrix.rows * cols {
+            let message = format!("{len} values do not fill up to {} rows of {cols}", matrix.rows);
+            return Err(Error::shape(&description.name, message));
+        }
+        let rows = len.checked_div(cols).unwrap_or(0);
+        let alias = matches!(description.storage, Storage::Alias { .. });
+        // Padding belongs to the slot and is written with it; what stands beside an alias does not.
+        let stride = if alias { cols } else { matrix.ld };
+        let mut bytes = Vec::with_capacity(rows * stride * matrix.element.bytes());
+        for row in 0..rows {
+            for col in 0..stride {
+                let value = if col < cols { at(row * cols + col) } else { 0.0 };
+                match matrix.element {
+                    ElementType::F32 => bytes.extend(value.to_le_bytes()),
+                    ElementType::Bf16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
+                }
+            }
+        }
+        if alias {
+            for (row, data) in bytes.chunks_exact(stride * matrix.element.bytes()).enumerate() {
+                self.device
+                    .upload(matrix.address + (row * matrix.ld * matrix.element.bytes()) as u64, data)?;
+            }
+        } else {
+            self.device.upload(matrix.address, &bytes)?;
+        }
+        if matches!(description.storage, Storage::Parameter(_)) {
+            self.shadow_is_stale = true;
+        }
+        Ok(())
+    }
+
+    fn read_with(
+        &self,
+        id: ProgramId,
+        slot: SlotId,
+        extents: &Extents,
+        mut put: impl FnMut(f32),
+    ) -> Result<()> {
+        let matrix = self.slot(id, slot, extents)?;
+        if matrix.is_empty() {
+            return Ok(());
+        }
+        let size = matrix.element.bytes();
+        let mut bytes = vec![0u8; ((matrix.rows - 1) * matrix.ld + matrix.cols) * size];
+        self.device.download(matrix.address, &mut bytes)?;
+        for row in bytes.chunks(matrix.ld * size) {
+            for value in row[..matrix.cols * size].chunks_exact(size) {
+                put(match *value {
+                    [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+                    [a, b] => bf16::from_le_bytes([a, b]).to_f32(),
+                    _ => unreachable!("elements have two or four bytes"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<D: Device> Executor for DeviceExecutor<D> {
+    fn name(&self) -> &'static str {
+        self.kind
+    }
+
+    fn prepare(&mut self, program: Arc<Program>, capacity: Extents) -> Result<ProgramId> {
+        if !Arc::ptr_eq(program.layout(), &self.layout) {
+            return Err(Error::shape(program.name(), "was emitted for another parameter layout"));
+        }
+        if let Some(slot) = memory::too_large(&program, &capacity) {
+            let message = "has more elements than a kernel can count; a smaller token budget is needed";
+            return Err(Error::shape(slot, message));
+        }
+        let types = types::assign(&program, self.precision);
+        let (plan, scratch, modules) = self.measure(&program, &types, capacity);
+        let blocks = memory::blocks_of(&program);
+        let needs = self.needs(&plan, scratch, &blocks);
+        self.check_memory(&program, &types, capacity, &needs, &blocks)?;
+        self.device.load(&modules)?;
+        for block in blocks {
+            self.ensure_block(block)?;
+        }
+        if self.piece_starts.bytes == 0 && !self.pieces.starts.is_empty() {
+            let (starts, lengths) = (&self.pieces.starts, &self.pieces.lengths);
+            self.piece_starts.grow(&mut self.device, starts.len() * 8, "optimiser pieces")?;
+            self.piece_lengths.grow(&mut self.device, lengths.len() * 4, "optimiser pieces")?;
+            self.device.upload(self.piece_starts.address, bytemuck::cast_slice(starts))?;
+            self.device.upload(self.piece_lengths.address, bytemuck::cast_slice(lengths))?;
+        }
+        self.arena.grow(&mut self.device, needs.arena, "arena")?;
+        self.scratch.grow(&mut self.device, needs.scratch, "scratch")?;
+        let limits = self.device.limits();
+        self.queue = Queue::new(limits, self.precision, self.scratch.address, self.scratch.bytes);
+        let (mut inputs, mut ints) = (Memory::NONE, Memory::NONE);
+        inputs.grow(&mut self.device, needs.inputs, &format!("inputs of {}", program.name()))?;
+        ints.grow(&mut self.device, needs.ints, &format!("integer inputs of {}", program.name()))?;
+        self.device.fill(inputs.address, 0, needs.inputs)?;
+        self.device.fill(ints.address, 0, needs.ints)?;
+        self.programs.push(Prepared { program, plan, types, inputs, ints });
+        Ok(ProgramId(self.programs.len() - 1))
+    }
+
+    fn program(&self, id: ProgramId) -> &Arc<Program> {
+        &self.programs[id.0].program
+    }
+
+    fn plan(&self, id: ProgramId) -> &Plan {
+        &self.programs[id.0].plan
+    }
+
+    fn allocated_bytes(&self) -> usize {
+        let programs = self.programs.iter().flat_map(|p| [&p.inputs, &p.ints]);
+        let own = [&self.shadow, &self.piece_starts, &self.piece_lengths, &self.arena, &self.scratch];
+        self.blocks.iter().chain(own).chain(programs).map(|memory| memory.bytes).sum()
+    }
+
+    fn write(&mut self, id: ProgramId, slot: SlotId, data: &[f32]) -> Result<()> {
+        self.write_with(id, slot, data.len(), |i| data[i])
+    }
+
+    fn write_wide(&mut self, id: ProgramId, slot: SlotId, data: &[f64]) -> Result<()> {
+        self.write_with(id, slot, data.len(), |i| data[i] as f32)
+    }
+
+    fn write_ints(&mut self, id: ProgramId, slot: SlotId, data: &[i32]) -> Result<()> {
+        let prepared = &self.programs[id.0];
+        let description = prepared.program.slot(slot);
+        let capacity = prepared.plan.capacity.of(description.rows) * description.cols;
+        if description.element != Element::Int || data.len() > capacity {
+            let message = format!("{} integers do not fit {capacity}", data.len());
+            return Err(Error::shape(&description.name, message));
+        }
+        let address = prepared.ints.address + prepared.plan.place(slot).offset as u64 * 4;
+        self.device.upload(address, bytemuck::cast_slice(data))
+    }
+
+    fn run_range(&mut self, id: ProgramId, range: Range<usize>, extents: &Extents) -> Result<()> {
+        let prepared = &self.programs[id.0];
+        let capacity = &prepared.plan.capacity;
+        if !extents.fits(capacity) || extents.longest > capacity.longest {
+            let message = format!("{extents:?} exceeds the planned {capacity:?}");
+            return Err(Error::shape(prepared.program.name(), message));
+        }
+        let binding = Binding {
+            program: &prepared.program,
+            plan: &prepared.plan,
+            types: &prepared.types,
+            extents,
+            addresses: self.addresses(prepared),
+        };
+        let pieces = self.device_pieces();
+        self.queue.clear();
+        if self.shadow.bytes > 0 && self.shadow_is_stale {
+            binding::refresh_shadow(&mut self.queue, &binding.addresses, self.layout.block_len());
+        }
+        for op in &prepared.program.ops()[range] {
+            dispatch::dispatch(op, &binding, pieces, &mut self.queue);
+            self.queue.end_operation();
+        }
+        self.device.run(self.queue.steps())?;
+        self.shadow_is_stale = false;
+        Ok(())
+    }
+
+    fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) -> Result<()> {
+        out.clear();
+        self.read_with(id, slot, extents, |value| out.push(value))
+    }
+
+    fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Vec<f64>> {
+        let mut out = Vec::new();
+        self.read_with(id, slot, extents, |value| out.push(f64::from(value)))?;
+        Ok(out)
+    }
+
+    fn read_block(&self, block: Block) -> Result<Vec<f32>> {
+        let memory = self.blocks[block as usize];
+        let mut out = vec![0.0f32; memory.bytes / 4];
+        self.device.download(memory.address, bytemuck::cast_slice_mut(&mut out))?;
+        Ok(out)
+    }
+
+    fn write_block(&mut self, block: Block, data: &[f32]) -> Result<()> {
+        let expected = self.layout.block_len();
+        if data.len() != expected {
+            let message = format!("{} values for a block of {expected}", data.len());
+            return Err(Error::shape(format!("{block:?}"), message));
+        }
+        self.ensure_block(block)?;
+        self.shadow_is_stale |= block == Block::Parameters;
+        self.device.upload(self.blocks[block as usize].address, bytemuck::cast_slice(data))
+    }
+
+    fn poison(&mut self) -> Result<()> {
+        self.device.poison(self.arena.address, self.arena.bytes)
+    }
+}

@@ -1,0 +1,119 @@
+//! The GPU's kernels without a GPU, in whole programs: training steps in lock-step with the f64 reference, training that
+//! repeats, and calibration that gives the CPU's masks. With SECATEUR_TEST_DEVICE=cuda the same on the first GPU.
+
+use std::sync::Arc;
+
+use secateur::data::{Dataset, Task};
+use secateur::exec::Block;
+use secateur::launch::Precision;
+use secateur::model::Head;
+use secateur::progress::Progress;
+use secateur::prune::calibrate::{collect, select};
+use secateur::prune::dual_cp::{CpuBackend, ExecutorBackend, Options, prune};
+use secateur::prune::{CostModel, LayerWidths};
+use secateur::session::{Device, Session};
+use secateur::train::Recipe;
+use secateur::train::finetune;
+
+use crate::{lockstep, models};
+
+/// The device under test.
+fn device(precision: Precision) -> Device {
+    match std::env::var("SECATEUR_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Device::Cuda { ordinal: 0, precision },
+        Ok("emulated") | Err(_) => Device::Emulated { precision },
+        Ok(other) => panic!("SECATEUR_TEST_DEVICE={other}: emulated or cuda"),
+    }
+}
+
+#[test]
+fn training_steps_agree_with_the_reference_operation_by_operation() {
+    for (family, head, masks) in [
+        ("bert", Head::Classification { labels: 3 }, true),
+        ("gpt2", Head::CausalLm, false),
+        ("distilbert", Head::Span, false),
+        ("opt", Head::Regression, true),
+        ("roberta", Head::MaskedLm, false),
+    ] {
+        lockstep::compare(device(Precision::F32), family, head, masks);
+    }
+}
+
+/// Losses of a few steps of fine-tuning, the norms of their gradients being in them through clipping, and the parameters
+/// they lead to.
+fn train(family: &str, device: Device) -> (Vec<f64>, Vec<f32>) {
+    let head = Head::Classification { labels: 2 };
+    let task = Task::by_name("mrpc").expect("a known task");
+    let data = Dataset { examples: models::examples(family, head, 12, 5), ..Dataset::default() };
+    let recipe = Recipe { learning_rate: 2e-3, batch_size: 4, epochs: 2, warmup: 0.1, ..Recipe::default() };
+    let mut session = Session::new(models::model(family, head, 0.1), device).expect("a session");
+    let options = finetune::Options::default();
+    let history = finetune::train(&mut session, &task, &data, None, &recipe, &options, &Progress::silent());
+    let losses = history.expect("trains").epochs.iter().map(|epoch| epoch.loss).collect();
+    (losses, session.executor().read_block(Block::Parameters).expect("parameters"))
+}
+
+/// Largest distance of two sets of parameters, relative to how far `from` was moved.
+fn distance(found: &[f32], expected: &[f32], from: &[f32]) -> f64 {
+    let norm =
+        |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+    norm(found, expected) / norm(expected, from)
+}
+
+#[test]
+fn training_follows_the_cpu_and_repeats_to_the_bit() {
+    for family in ["bert", "gpt2"] {
+        let start = models::model(family, Head::Classification { labels: 2 }, 0.1).values.clone();
+        let (expected, target) = train(family, Device::Cpu);
+        let (found, values) = train(family, device(Precision::F32));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-4, "{family}: loss {found}, on the CPU {expected}");
+        }
+        // AdamW divides by the root of the second moment: where a gradient is near zero its sign is rounding.
+        let apart = distance(&values, &target, &start);
+        assert!(apart < 0.02, "{family}: parameters are {apart} of the way apart");
+        let (again, bits) = train(family, device(Precision::F32));
+        assert!(again == found && bits == values, "{family}: another run gives other bits");
+    }
+}
+
+#[test]
+fn bf16_training_stays_near_f32() {
+    for family in ["bert", "gpt2"] {
+        let (expected, _) = train(family, Device::Cpu);
+        for precision in [Precision::Tf32, Precision::Bf16] {
+            let (found, values) = train(family, device(precision));
+            assert!(values.iter().all(|value| value.is_finite()));
+            for (found, expected) in found.iter().zip(&expected) {
+                let apart = (found - expected).abs();
+                assert!(
+                    apart < 0.03 * expected.abs().max(1.0),
+                    "{family} {precision:?}: {found}, f32 {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn calibration_and_similarities_give_the_masks_of_the_cpu() {
+    let examples = models::examples("bert", Head::Backbone, 30, 4);
+    let lengths: Vec<usize> = examples.iter().map(|example| example.length()).collect();
+    let selection = select(&lengths, 30, 80, 1).expect("a selection");
+    let sample = |device| {
+        let mut session = Session::new(models::model("bert", Head::Backbone, 0.0), device).expect("session");
+        collect(&mut session, &examples, &selection, &Progress::silent()).expect("collects")
+    };
+    let widths = vec![LayerWidths { heads: 3, neurons: 40 }; 2];
+    let cost = CostModel::new(24, 8, 11.5, widths).expect("a cost model");
+    let options = Options { keep_flops: vec![0.8, 0.7], ..Options::default() };
+    let expected = prune(&sample(Device::Cpu), &cost, &options, &mut CpuBackend).expect("prunes");
+    let device = device(Precision::F32);
+    let layout = Arc::new(secateur::program::ParameterLayout::new());
+    let mut executor = device.executor(layout.clone()).expect("an executor");
+    let mut backend = ExecutorBackend::new(executor.as_mut(), layout);
+    let found = prune(&sample(device), &cost, &options, &mut backend).expect("prunes");
+    for (found, expected) in found.results.iter().zip(&expected.results) {
+        assert_eq!(found.masks, expected.masks);
+    }
+}
