@@ -7,6 +7,7 @@ mod activation;
 mod attention;
 mod common;
 mod cuda_convert;
+mod cuda_rows;
 mod dropout;
 mod gemm;
 mod loss;

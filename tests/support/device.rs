@@ -27,9 +27,18 @@ impl TestDevice {
 
     /// The device, whose products compute in `precision`.
     pub fn with_precision(precision: Precision) -> TestDevice {
+        TestDevice::open(precision, 1)
+    }
+
+    /// The device; if emulated, `order` decides the order in which blocks and warps run.
+    pub fn with_order(order: u64) -> TestDevice {
+        TestDevice::open(Precision::F32, order)
+    }
+
+    fn open(precision: Precision, order: u64) -> TestDevice {
         let asked = std::env::var("SECATEUR_TEST_DEVICE").unwrap_or_else(|_| "emulated".into());
         let device: Box<dyn Device> = match asked.as_str() {
-            "emulated" => Box::new(Emulated::new(1).unwrap_or_else(|error| panic!("{error}"))),
+            "emulated" => Box::new(Emulated::new(order).unwrap_or_else(|error| panic!("{error}"))),
             "cuda" => Box::new(Cuda::open(0, Cache::of_user()).unwrap_or_else(|error| panic!("{error}"))),
             other => panic!("SECATEUR_TEST_DEVICE={other}: emulated or cuda"),
         };
