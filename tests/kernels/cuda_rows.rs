@@ -78,48 +78,97 @@ fn device_row_sum(n: usize) -> usize {
     n.div_ceil(32) + 12
 }
 
-fn check_layer_norm(seed: u64, element: ElementType, rows: usize, n: usize, offset: f32, accumulate: bool, wanted: [bool; 2]) {
+fn check_layer_norm(
+    seed: u64,
+    element: ElementType,
+    rows: usize,
+    n: usize,
+    offset: f32,
+    accumulate: bool,
+    wanted: [bool; 2],
+) {
     let random = &mut Random(seed);
     let mut x = random_matrix(random, element, rows, n, 2.0);
     for t in 0..rows {
         x.view_mut().row_mut(t).iter_mut().for_each(|x| *x += offset);
     }
     store(element, &mut x);
-    let (dy, old) = (random_matrix(random, element, rows, n, 1.0), random_matrix(random, element, rows, n, 1.0));
+    let (dy, old) =
+        (random_matrix(random, element, rows, n, 1.0), random_matrix(random, element, rows, n, 1.0));
     let (weight, shift) = (random.values(n, 2.0), random.values(n, 1.0));
     let old_parameters = [random.values(n, 1.0), random.values(n, 1.0)];
     let eps = 1e-5f32;
 
     let (wide_x, wide_dy, wide_weight, wide_shift) = (x.wide(), dy.wide(), wide(&weight), wide(&shift));
-    let (mut exact_y, mut exact_mean, mut exact_rstd) = (Wide::poisoned(rows, n), vec![f64::NAN; rows], vec![f64::NAN; rows]);
-    norm::reference::layer_norm(wide_x.view(), &wide_weight, &wide_shift, f64::from(eps), exact_y.view_mut(), &mut exact_mean, &mut exact_rstd);
+    let (mut exact_y, mut exact_mean, mut exact_rstd) =
+        (Wide::poisoned(rows, n), vec![f64::NAN; rows], vec![f64::NAN; rows]);
+    norm::reference::layer_norm(
+        wide_x.view(),
+        &wide_weight,
+        &wide_shift,
+        f64::from(eps),
+        exact_y.view_mut(),
+        &mut exact_mean,
+        &mut exact_rstd,
+    );
 
     let mut device = TestDevice::new();
-    let (on_x, gamma_at, beta_at) = (put(&mut device, &x, element), device.floats(&weight), device.floats(&shift));
-    let (on_y, on_mean, on_rstd) = (device.output(rows, n, element), device.output_floats(rows), device.output_floats(rows));
+    let (on_x, gamma_at, beta_at) =
+        (put(&mut device, &x, element), device.floats(&weight), device.floats(&shift));
+    let (on_y, on_mean, on_rstd) =
+        (device.output(rows, n, element), device.output_floats(rows), device.output_floats(rows));
     device.run(|queue| norm::cuda::layer_norm(queue, on_x, gamma_at, beta_at, eps, on_y, on_mean, on_rstd));
     let (mean, rstd) = (device.read_floats(on_mean, rows), device.read_floats(on_rstd, rows));
-    let bounds: Vec<_> = (0..rows).map(|t| forward_bounds(wide_x.view().row(t), f64::from(eps), exact_mean[t], exact_rstd[t], device_row_sum(n))).collect();
+    let bounds: Vec<_> = (0..rows)
+        .map(|t| {
+            forward_bounds(
+                wide_x.view().row(t),
+                f64::from(eps),
+                exact_mean[t],
+                exact_rstd[t],
+                device_row_sum(n),
+            )
+        })
+        .collect();
     assert_within("mean", &mean, &exact_mean, |t| bounds[t].2);
     assert_within("rstd", &rstd, &exact_rstd, |t| 1.01 * bounds[t].1 * exact_rstd[t]);
     get(&device, on_y).assert_within("y", &exact_y, |t, j| {
         let normalised = ((wide_x.at(t, j) - exact_mean[t]) * exact_rstd[t]).abs();
         let error = bounds[t].0 + normalised * (bounds[t].1 + 3.0 * U);
-        let bound = 1.01 * (wide_weight[j].abs() * error + 2.0 * U * (wide_weight[j].abs() * normalised + wide_shift[j].abs()));
+        let bound = 1.01
+            * (wide_weight[j].abs() * error
+                + 2.0 * U * (wide_weight[j].abs() * normalised + wide_shift[j].abs()));
         rounded(element, bound, exact_y.at(t, j))
     });
 
     // The backward is given the same (rounded) statistics on both sides.
     let (wide_mean, wide_rstd) = (wide(&mean), wide(&rstd));
-    let (mut exact_dx, mut exact_dgamma, mut exact_dbeta) = (old.wide(), wide(&old_parameters[0]), wide(&old_parameters[1]));
-    norm::reference::layer_norm_backward(wide_dy.view(), wide_x.view(), &wide_weight, &wide_mean, &wide_rstd, exact_dx.view_mut(), accumulate, Some(&mut exact_dgamma), Some(&mut exact_dbeta));
+    let (mut exact_dx, mut exact_dgamma, mut exact_dbeta) =
+        (old.wide(), wide(&old_parameters[0]), wide(&old_parameters[1]));
+    norm::reference::layer_norm_backward(
+        wide_dy.view(),
+        wide_x.view(),
+        &wide_weight,
+        &wide_mean,
+        &wide_rstd,
+        exact_dx.view_mut(),
+        accumulate,
+        Some(&mut exact_dgamma),
+        Some(&mut exact_dbeta),
+    );
     let backward = |order: u64, wanted: [bool; 2]| {
         let mut device = TestDevice::with_order(order);
-        let (on_dy, on_x, gamma_at) = (put(&mut device, &dy, element), put(&mut device, &x, element), device.floats(&weight));
+        let (on_dy, on_x, gamma_at) =
+            (put(&mut device, &dy, element), put(&mut device, &x, element), device.floats(&weight));
         let (on_mean, on_rstd) = (device.floats(&mean), device.floats(&rstd));
-        let on_dx = if accumulate { put(&mut device, &old, element) } else { device.output(rows, n, element) };
+        let on_dx =
+            if accumulate { put(&mut device, &old, element) } else { device.output(rows, n, element) };
         let at = [0, 1].map(|i| wanted[i].then(|| device.floats(&old_parameters[i])));
-        device.run(|queue| norm::cuda::layer_norm_backward(queue, on_dy, on_x, gamma_at, on_mean, on_rstd, on_dx, accumulate, at[0], at[1]));
+        device.run(|queue| {
+            norm::cuda::layer_norm_backward(
+                queue, on_dy, on_x, gamma_at, on_mean, on_rstd, on_dx, accumulate, at[0], at[1],
+            )
+        });
         let parameters = at.map(|at| at.map(|at| device.read_floats(at, n)));
         (get(&device, on_dx), parameters)
     };
@@ -127,33 +176,45 @@ fn check_layer_norm(seed: u64, element: ElementType, rows: usize, n: usize, offs
     let [dgamma, dbeta] = parameters.clone();
     let normalised = |t: usize, j: usize| ((wide_x.at(t, j) - wide_mean[t]) * wide_rstd[t]).abs();
     let old_dx = old.wide();
-    let sizes: Vec<(f64, f64)> = (0..rows).map(|t| {
-        let g = |j: usize| (wide_weight[j] * wide_dy.at(t, j)).abs();
-        let of = |f: &dyn Fn(usize) -> f64| (0..n).map(f).sum::<f64>() / n as f64;
-        (of(&g), of(&|j| g(j) * normalised(t, j)))
-    }).collect();
+    let sizes: Vec<(f64, f64)> = (0..rows)
+        .map(|t| {
+            let g = |j: usize| (wide_weight[j] * wide_dy.at(t, j)).abs();
+            let of = |f: &dyn Fn(usize) -> f64| (0..n).map(f).sum::<f64>() / n as f64;
+            (of(&g), of(&|j| g(j) * normalised(t, j)))
+        })
+        .collect();
     dx.assert_within("dx", &exact_dx, |t, j| {
-        let size = wide_rstd[t] * ((wide_weight[j] * wide_dy.at(t, j)).abs() + sizes[t].0 + normalised(t, j) * sizes[t].1);
-        let bound = gamma(device_row_sum(n) + 10) * size + U * (old_dx.at(t, j).abs() + exact_dx.at(t, j).abs());
+        let size = wide_rstd[t]
+            * ((wide_weight[j] * wide_dy.at(t, j)).abs() + sizes[t].0 + normalised(t, j) * sizes[t].1);
+        let bound =
+            gamma(device_row_sum(n) + 10) * size + U * (old_dx.at(t, j).abs() + exact_dx.at(t, j).abs());
         rounded(element, bound, exact_dx.at(t, j))
     });
     // Rows of a warp, warps, blocks by every 16th, and the old value.
-    let sum = |j: usize, with_x: bool| (0..rows).map(|t| wide_dy.at(t, j).abs() * if with_x { normalised(t, j) } else { 1.0 }).sum::<f64>();
-    for (i, (name, ours, exact)) in [("dgamma", dgamma, exact_dgamma), ("dbeta", dbeta, exact_dbeta)].into_iter().enumerate() {
+    let sum = |j: usize, with_x: bool| {
+        (0..rows).map(|t| wide_dy.at(t, j).abs() * if with_x { normalised(t, j) } else { 1.0 }).sum::<f64>()
+    };
+    for (i, (name, ours, exact)) in
+        [("dgamma", dgamma, exact_dgamma), ("dbeta", dbeta, exact_dbeta)].into_iter().enumerate()
+    {
         assert_eq!(ours.is_some(), wanted[i]);
         if let Some(ours) = ours {
-            assert_within(name, &ours, &exact, |j| gamma(rows + 70) * (sum(j, i == 0) + f64::from(old_parameters[i][j]).abs()));
+            assert_within(name, &ours, &exact, |j| {
+                gamma(rows + 70) * (sum(j, i == 0) + f64::from(old_parameters[i][j]).abs())
+            });
         }
     }
     // Another order of blocks and warps gives the same bits, and dx is the same whatever else is wanted.
-    let bits = |v: &[Option<Vec<f32>>; 2]| v.clone().map(|v| v.map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>()));
+    let bits = |v: &[Option<Vec<f32>>; 2]| {
+        v.clone().map(|v| v.map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>()))
+    };
     let (again, parameters_again) = backward(2, wanted);
     assert_eq!((again.bits(), bits(&parameters_again)), (dx.bits(), bits(&parameters)));
     assert_eq!(backward(1, [!wanted[0], wanted[1]]).0.bits(), dx.bits());
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn layer_norm_matches_the_reference(seed: u64, element in element(), rows in 0usize..40, n in columns(), offset in prop_oneof![Just(0.0f32), Just(100.0)], accumulate: bool, wanted: [bool; 2]) {
@@ -178,20 +239,39 @@ fn activations_stay_within_their_stated_error_over_the_whole_range() {
     for kind in KINDS {
         let mut device = TestDevice::new();
         let (on_pre, on_ones) = (put(&mut device, &pre, F32), put(&mut device, &ones, F32));
-        let (on_dx, on_dmask, cu_seqlens) = (device.output(1, n, F32), device.output(1, n, F32), device.ints(&[0, 1]));
+        let (on_dx, on_dmask, cu_seqlens) =
+            (device.output(1, n, F32), device.output(1, n, F32), device.ints(&[0, 1]));
         // With dy = 1 and one token, dx is the derivative and dmask the value.
-        device.run(|queue| activation::cuda::backward(queue, kind, on_ones, on_pre, None, on_dx, Some((cu_seqlens, on_dmask))));
+        device.run(|queue| {
+            activation::cuda::backward(
+                queue,
+                kind,
+                on_ones,
+                on_pre,
+                None,
+                on_dx,
+                Some((cu_seqlens, on_dmask)),
+            )
+        });
         let (derivatives, values) = (get(&device, on_dx), get(&device, on_dmask));
         for (j, &x) in points.iter().enumerate() {
             let x = f64::from(x);
-            let (value, derivative) = (activation::reference::value(kind, x), activation::reference::derivative(kind, x));
+            let (value, derivative) =
+                (activation::reference::value(kind, x), activation::reference::derivative(kind, x));
             let ours = f64::from(values.view().at(0, j));
             let error = (ours - value).abs();
             // Below the normal range results may become 0; x·Φ(x) does from x = −13.2 on.
             let bound = value_bound(kind, x) + 16.0 * f64::from(f32::MIN_POSITIVE);
-            assert!(error <= bound, "{kind:?}({x}) is {ours}, should be {value}: {} ulp", error / value.abs() / U / 2.0);
+            assert!(
+                error <= bound,
+                "{kind:?}({x}) is {ours}, should be {value}: {} ulp",
+                error / value.abs() / U / 2.0
+            );
             let ours = f64::from(derivatives.view().at(0, j));
-            assert!((ours - derivative).abs() <= derivative_bound(kind, x), "{kind:?}'({x}) is {ours}, should be {derivative}");
+            assert!(
+                (ours - derivative).abs() <= derivative_bound(kind, x),
+                "{kind:?}'({x}) is {ours}, should be {derivative}"
+            );
         }
     }
 }
@@ -205,8 +285,19 @@ fn not_a_number_stays_so_and_infinities_have_their_limits_on_a_device() {
     for kind in KINDS {
         let mut device = TestDevice::new();
         let (on_pre, on_ones) = (put(&mut device, &pre, F32), put(&mut device, &ones, F32));
-        let (on_dx, on_dmask, cu_seqlens) = (device.output(1, 4, F32), device.output(1, 4, F32), device.ints(&[0, 1]));
-        device.run(|queue| activation::cuda::backward(queue, kind, on_ones, on_pre, None, on_dx, Some((cu_seqlens, on_dmask))));
+        let (on_dx, on_dmask, cu_seqlens) =
+            (device.output(1, 4, F32), device.output(1, 4, F32), device.ints(&[0, 1]));
+        device.run(|queue| {
+            activation::cuda::backward(
+                queue,
+                kind,
+                on_ones,
+                on_pre,
+                None,
+                on_dx,
+                Some((cu_seqlens, on_dmask)),
+            )
+        });
         let values = get(&device, on_dmask);
         let y = values.view().row(0);
         assert!(y[0].is_nan(), "{kind:?}");
@@ -217,7 +308,7 @@ fn not_a_number_stays_so_and_infinities_have_their_limits_on_a_device() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn activation_backward_with_masks_matches_the_reference(seed: u64, element in element(), n in columns(), sequences in 1usize..5, masked: bool, with_dmask: bool) {
@@ -356,7 +447,8 @@ proptest! {
 fn check_gather_and_scatter(element: ElementType, x: &Matrix, list: &[i32]) {
     let (n, picked) = (x.view().cols(), list.len());
     let mut device = TestDevice::new();
-    let (on_x, on_list, on_y) = (put(&mut device, x, element), device.ints(list), device.output(picked, n, element));
+    let (on_x, on_list, on_y) =
+        (put(&mut device, x, element), device.ints(list), device.output(picked, n, element));
     device.run(|queue| gather::cuda::gather_rows(queue, on_x, on_list, on_y));
     let mut exact = Wide::poisoned(picked, n);
     gather::reference::gather_rows(x.wide().view(), list, exact.view_mut());
@@ -367,7 +459,8 @@ fn check_gather_and_scatter(element: ElementType, x: &Matrix, list: &[i32]) {
     gather::reference::scatter_rows_add(y.wide().view(), list, exact.view_mut());
     let scatter = |order| {
         let mut device = TestDevice::with_order(order);
-        let (on_y, on_dx, on_list) = (put(&mut device, &y, element), put(&mut device, x, element), device.ints(list));
+        let (on_y, on_dx, on_list) =
+            (put(&mut device, &y, element), put(&mut device, x, element), device.ints(list));
         device.run(|queue| gather::cuda::scatter_rows_add(queue, on_y, on_list, on_dx));
         get(&device, on_dx)
     };
@@ -397,7 +490,9 @@ fn check_mean_absolute(seed: u64, element: ElementType, rows: usize, groups: usi
     let mut device = TestDevice::new();
     let (on_x, on_out) = (put(&mut device, &x, element), device.output_floats(groups));
     device.run(|queue| reduce::cuda::mean_absolute(queue, on_x, group, on_out));
-    assert_within("mean", &device.read_floats(on_out, groups), &exact, |g| gamma(rows + group + 16) * exact[g]);
+    assert_within("mean", &device.read_floats(on_out, groups), &exact, |g| {
+        gamma(rows + group + 16) * exact[g]
+    });
 }
 
 #[test]
