@@ -16,8 +16,8 @@ __device__ __forceinline__ u64 key(float value, int index) {
     return value > 0.0f ? static_cast<u64>(__float_as_uint(value)) << 32 | (0xffffffffu - index) : 0;
 }
 __device__ __forceinline__ int index_of(u64 key) {
-    u32 low, high;
-    asm("mov.b64 {%0, %1}, %2;" : "=r"(low), "=r"(high) : "l"(key));
+    u32 low;
+    asm("cvt.u32.u64 %0, %1;" : "=r"(low) : "l"(key));
     return 0xffffffffu - low;
 }
 __device__ __forceinline__ float value_of(u64 key) { return __uint_as_float(static_cast<u32>(key >> 32)); }

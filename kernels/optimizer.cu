@@ -15,19 +15,6 @@
 
 #define QUAD 4
 
-// Over a block of THREADS; thread 0 gets the result.
-template <int THREADS>
-__device__ __forceinline__ double block_sum(double x, double* partials) {
-#pragma unroll
-    for (int distance = WARP / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(FULL_MASK, x, distance);
-    if (threadIdx.x % WARP == 0) partials[threadIdx.x / WARP] = x;
-    __syncthreads();
-    x = partials[0];
-#pragma unroll
-    for (int warp = 1; warp < THREADS / WARP; ++warp) x += partials[warp];
-    return x;
-}
-
 /// Sum of squares of piece `blockIdx.x` of `gradients`, to `sums[blockIdx.x]`.
 extern "C" __global__ void __launch_bounds__(256)
 squares(const float* gradients, const unsigned long long* starts, const unsigned* lengths, double* sums) {
@@ -41,7 +28,7 @@ squares(const float* gradients, const unsigned long long* starts, const unsigned
 #pragma unroll
         for (int j = 0; j < QUAD; ++j) sum += static_cast<double>(quad[j]) * static_cast<double>(quad[j]);
     }
-    sum = block_sum<256>(sum, partials);
+    sum = block_reduce<256>(sum, Sum(), partials);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
@@ -51,7 +38,7 @@ clip_factor(const double* sums, int pieces, float max_norm, float* norm) {
     __shared__ double partials[1024 / WARP];
     double sum = 0.0;
     for (int i = threadIdx.x; i < pieces; i += 1024) sum += sums[i];
-    sum = block_sum<1024>(sum, partials);
+    sum = block_reduce<1024>(sum, Sum(), partials);
     if (threadIdx.x != 0) return;
     const double total = sqrt(sum);
     norm[0] = static_cast<float>(total);

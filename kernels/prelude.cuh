@@ -81,8 +81,8 @@ struct Max {
 };
 
 // Butterfly over the warp: every lane gets the result.
-template <typename Op>
-__device__ __forceinline__ float warp_reduce(float x, Op op) {
+template <typename T, typename Op>
+__device__ __forceinline__ T warp_reduce(T x, Op op) {
 #pragma unroll
     for (int distance = WARP / 2; distance > 0; distance /= 2) x = op(x, __shfl_xor_sync(FULL_MASK, x, distance));
     return x;
@@ -90,8 +90,8 @@ __device__ __forceinline__ float warp_reduce(float x, Op op) {
 
 // Over a block of THREADS (a multiple of 32, at most 1024): every thread gets the result. `partials` is shared memory
 // for THREADS / 32 values; the function begins and ends with a barrier, so it may be reused at once.
-template <int THREADS, typename Op>
-__device__ __forceinline__ float block_reduce(float x, Op op, float* partials) {
+template <int THREADS, typename T, typename Op>
+__device__ __forceinline__ T block_reduce(T x, Op op, T* partials) {
     constexpr int warps = THREADS / WARP;
     x = warp_reduce(x, op);
     if constexpr (warps == 1) return x;

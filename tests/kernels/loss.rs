@@ -8,17 +8,17 @@ use crate::common::{
 };
 
 /// A row of logits as its error analysis needs it.
-struct Softmax {
-    p: Vec<f64>,
+pub struct Softmax {
+    pub p: Vec<f64>,
     /// |z − max| of each class.
-    below: Vec<f64>,
+    pub below: Vec<f64>,
     /// Relative error of the sum of exponentials: each exponent is off by its rounding.
-    sum_error: f64,
-    log_sum: f64,
+    pub sum_error: f64,
+    pub log_sum: f64,
 }
 
 impl Softmax {
-    fn of(z: &[f64]) -> Softmax {
+    pub fn of(z: &[f64]) -> Softmax {
         let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let log_sum = z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
         let below: Vec<f64> = z.iter().map(|z| max - z).collect();
@@ -28,17 +28,17 @@ impl Softmax {
         Softmax { p, below, sum_error, log_sum }
     }
     /// Bound of the error of the cross-entropy of class `label`.
-    fn loss_error(&self, label: usize) -> f64 {
+    pub fn loss_error(&self, label: usize) -> f64 {
         1.01 * (self.sum_error + U * (2.0 * self.below[label] + 4.0 * self.log_sum + 2.0))
     }
     /// Relative bound of a probability.
-    fn p_error(&self, class: usize) -> f64 {
+    pub fn p_error(&self, class: usize) -> f64 {
         1.01 * (self.sum_error + U * (3.0 * self.below[class] + 8.0))
     }
 }
 
 /// Labels, some of them ignored, and weights, some of them 0.
-fn labels_and_weights(random: &mut Random, rows: usize, classes: usize) -> (Vec<i32>, Vec<f32>) {
+pub fn labels_and_weights(random: &mut Random, rows: usize, classes: usize) -> (Vec<i32>, Vec<f32>) {
     (0..rows)
         .map(|_| {
             let label = if random.below(5) == 0 { -100 } else { random.below(classes) as i32 };
