@@ -6,83 +6,13 @@
 //   cosine             sums of the partial products -> |cos|, clamped, mirrored below the diagonal
 //   profile_distance   C [n, n] -> max_k |D_ik - D_jk|, D = 1 - C
 //
-// Both heavy kernels fill 128 x 128 tiles of a symmetric result, tiles on and above the diagonal only, by 256 threads
-// with an 8 x 8 tile each in registers, from slabs of 8 steps that alternate between two buffers in shared memory while
-// the next is on its way. They differ in what a step does: a multiply-add, or a difference and a maximum.
+// Both heavy kernels fill the upper tiles of pair_tile.cuh; a step is a multiply-add, or a difference and a maximum.
 // Floors: S*n^2 FLOP and n^3 operations in f32 (tensor cores would cost the promised f32 error); memory is minor.
 //
 // Columns may be 1e-30 or 1e30 in size: a scale is kept as a power of two and a factor in (1/2, 1], so that neither it
 // nor a scaled element overflows or loses digits. Partial products over chunks of rows, added in order, give small
 // matrices enough blocks; their number depends on the shape alone, never on the device.
-#include "prelude.cuh"
-
-#define TILE 128
-#define DEPTH 8
-// Rows of a slab are 16-byte aligned, and 4 rows apart is 16 banks apart: transposing stores do not conflict.
-#define STRIDE (TILE + 4)
-#define THREADS 256
-#define QUAD 4
-
-// Tile `index` of the upper triangle of tiles x tiles, row by row.
-struct UpperTile {
-    int row, column;
-    __device__ __forceinline__ UpperTile(int index, int tiles) : row(0) {
-        while (index >= tiles - row) index -= tiles - row++;
-        column = row + index;
-    }
-};
-
-typedef float Slab[DEPTH][STRIDE];
-
-// Row (or column) of the tile that element i of a thread's 8 stands for: two runs of 4, so that loads are conflict-free.
-__device__ __forceinline__ int place(int thread, int i) { return (i / QUAD) * (TILE / 2) + QUAD * thread + i % QUAD; }
-
-// acc[i][j] = combine(acc[i][j], left[k][i], right[k][j]) for k in 0..depth. `source` fetches a slab of both sides from
-// memory to registers and stores it to shared memory.
-template <typename Source, typename Combine>
-__device__ __forceinline__ void reduce_tile(Source& source, int depth, float (&acc)[8][8], Combine combine) {
-    __shared__ __align__(16) Slab left[2], right[2];
-    const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-    source.fetch(0);
-    source.store(left[0], right[0]);
-    __syncthreads();
-    int current = 0;
-    for (int k = 0; k < depth; k += DEPTH) {
-        const bool more = k + DEPTH < depth;
-        if (more) source.fetch(k + DEPTH);
-#pragma unroll
-        for (int step = 0; step < DEPTH; ++step) {
-            float a[2][QUAD], b[2][QUAD];
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                load_vector(&left[current][step][place(ty, QUAD * half)], a[half]);
-                load_vector(&right[current][step][place(tx, QUAD * half)], b[half]);
-            }
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-#pragma unroll
-                for (int j = 0; j < 8; ++j) combine(acc[i][j], a[i / QUAD][i % QUAD], b[j / QUAD][j % QUAD]);
-            }
-        }
-        current ^= 1;
-        // The other buffer was read before the last barrier.
-        if (more) source.store(left[current], right[current]);
-        __syncthreads();
-    }
-}
-
-template <typename T>
-__device__ __forceinline__ void load_quad(const T* from, float (&to)[QUAD]);
-template <>
-__device__ __forceinline__ void load_quad<float>(const float* from, float (&to)[QUAD]) {
-    load_vector(from, to);
-}
-template <>
-__device__ __forceinline__ void load_quad<bf16>(const bf16* from, float (&to)[QUAD]) {
-    const uint2 v = *reinterpret_cast<const uint2*>(from);
-    to[0] = __uint_as_float(v.x << 16), to[1] = __uint_as_float(v.x & 0xffff0000u);
-    to[2] = __uint_as_float(v.y << 16), to[3] = __uint_as_float(v.y & 0xffff0000u);
-}
+#include "pair_tile.cuh"
 
 // What the columns of both sides of a tile are multiplied by, one after the other.
 struct Scales {
@@ -138,44 +68,15 @@ struct ScaledColumns {
     }
 };
 
-// Four adjacent entries of one row of D on either side a thread, transposed on the way: steps are columns of D. Beyond
-// the edge D is 0 on both sides, which no maximum of magnitudes sees.
-struct DistanceRows {
-    const float* cosine;
-    int ld, units, rows[2];
-    bool vector;
-    float fetched[2][QUAD];
+// D = 1 - C, and whether the rows met so far are finite. Beyond the edge D is 0 on both sides, which no maximum of
+// magnitudes sees.
+struct Distance {
     bool finite[2] = {true, true};
 
-    __device__ __forceinline__ DistanceRows(const float* cosine, int ld, int units, UpperTile tile, bool vector)
-        : cosine(cosine), ld(ld), units(units), vector(vector) {
-        rows[0] = TILE * tile.row + threadIdx.x / 2;
-        rows[1] = TILE * tile.column + threadIdx.x / 2;
-    }
-    __device__ __forceinline__ void fetch(int k) {
-        const int column = k + QUAD * (threadIdx.x % 2);
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-            const float* from = cosine + static_cast<size_t>(rows[side]) * ld;
-            if (vector && rows[side] < units && column + QUAD <= units) {
-                load_vector(from + column, fetched[side]);
-            } else {
-#pragma unroll
-                for (int i = 0; i < QUAD; ++i)
-                    fetched[side][i] = rows[side] < units && column + i < units ? from[column + i] : 1.0f;
-            }
-        }
-    }
-    __device__ __forceinline__ void store(Slab& left, Slab& right) {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-#pragma unroll
-            for (int i = 0; i < QUAD; ++i) {
-                const float distance = 1.0f - fetched[side][i];
-                finite[side] = finite[side] && fabsf(distance) < INFINITY_F32;
-                (side == 0 ? left : right)[QUAD * (threadIdx.x % 2) + i][threadIdx.x / 2] = distance;
-            }
-        }
+    __device__ __forceinline__ float operator()(int side, float cosine) {
+        const float distance = 1.0f - cosine;
+        finite[side] = finite[side] && fabsf(distance) < INFINITY_F32;
+        return distance;
     }
 };
 
@@ -274,7 +175,7 @@ cosine(const float* products, int chunks, const float* diagonal, int units, int 
     const int row_start = 32 * (blockIdx.y / (TILE / 32)), column_start = 32 * (blockIdx.y % (TILE / 32));
     const int first_row = TILE * tile.row + row_start, first_column = TILE * tile.column + column_start;
     const int lane = threadIdx.x % 32;
-    for (int row = threadIdx.x / 32; row < 32; row += THREADS / 32) {
+    for (int row = threadIdx.x / 32; row < 32; row += 256 / 32) {
         const size_t at = (row_start + row) * TILE + column_start + lane;
         float sum = 0.0f;
         for (int chunk = 0; chunk < chunks; ++chunk)
@@ -289,7 +190,7 @@ cosine(const float* products, int chunks, const float* diagonal, int units, int 
     // A tile on the diagonal holds both halves, equal to the bit: products commute.
     if (tile.row == tile.column) return;
     __syncthreads();
-    for (int row = threadIdx.x / 32; row < 32; row += THREADS / 32) {
+    for (int row = threadIdx.x / 32; row < 32; row += 256 / 32) {
         const int i = first_column + row, j = first_row + lane;
         if (i < units && j < units) out[static_cast<size_t>(i) * ld + j] = part[lane][row];
     }
@@ -301,11 +202,11 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 profile_distance(const float* cosine, int ld_cosine, int units, int tiles, int vector, float* out, int ld_out) {
     __shared__ unsigned char infinite[2][TILE][2];
     const UpperTile tile(blockIdx.x, tiles);
-    DistanceRows source(cosine, ld_cosine, units, tile, vector);
+    RowEntries<Distance> source(cosine, ld_cosine, units, units, tile, vector, 1.0f);
     float acc[8][8] = {};
     reduce_tile(source, units, acc, [](float& widest, float a, float b) { widest = fmaxf(widest, fabsf(a - b)); });
-    infinite[0][threadIdx.x / 2][threadIdx.x % 2] = !source.finite[0];
-    infinite[1][threadIdx.x / 2][threadIdx.x % 2] = !source.finite[1];
+    infinite[0][threadIdx.x / 2][threadIdx.x % 2] = !source.transform.finite[0];
+    infinite[1][threadIdx.x / 2][threadIdx.x % 2] = !source.transform.finite[1];
     __syncthreads();
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
 #pragma unroll

@@ -15,7 +15,10 @@ pub mod mapping;
 pub mod norm;
 pub mod optimizer;
 pub mod reduce;
+pub mod select;
+pub mod seminmf;
 pub mod similarity;
+pub mod weightmask;
 
 mod elementary;
 mod parallel;

@@ -13,7 +13,7 @@ fn widen(x: &[f32]) -> Vec<f64> {
 }
 
 /// A symmetric [n, n] matrix in [0, 1]; `levels` > 0 rounds to that many values, so that ties abound.
-fn similarity(random: &mut Random, n: usize, levels: usize) -> Vec<f32> {
+pub fn similarity(random: &mut Random, n: usize, levels: usize) -> Vec<f32> {
     let mut matrix = vec![1.0; n * n];
     for i in 0..n {
         for j in 0..i {

@@ -8,7 +8,7 @@ use crate::support;
 use crate::support::numbers::{Random, U32, U64, gamma};
 use crate::support::tensors::Tensors;
 
-fn cosine_f64(x: &[f64], samples: usize, units: usize) -> Vec<f64> {
+pub fn cosine_f64(x: &[f64], samples: usize, units: usize) -> Vec<f64> {
     let mut out = vec![f64::NAN; units * units];
     reference::absolute_cosine(View::dense(x, samples, units), &mut ViewMut::dense(&mut out, units, units));
     out
@@ -26,7 +26,7 @@ fn profile_f32(cosine: &[f32], units: usize) -> Vec<f32> {
     out
 }
 
-fn profile_f64(cosine: &[f64], units: usize) -> Vec<f64> {
+pub fn profile_f64(cosine: &[f64], units: usize) -> Vec<f64> {
     let mut out = vec![f64::NAN; units * units];
     reference::profile_distance(
         View::dense(cosine, units, units),
@@ -40,7 +40,7 @@ fn widen(x: &[f32]) -> Vec<f64> {
 }
 
 /// Random activations whose columns are now and then dead, copies, negated copies, tiny or huge.
-fn activations(random: &mut Random, samples: usize, units: usize) -> Vec<f32> {
+pub fn activations(random: &mut Random, samples: usize, units: usize) -> Vec<f32> {
     let mut x = random.normals(samples * units);
     for unit in 0..units {
         let (kind, other) = (random.below(12), random.below(units));
