@@ -507,17 +507,29 @@ __device__ __forceinline__ void backward(const bf16* __restrict__ first, int ldf
                 kept |= bits << 4 * n;
             }
         }
+        // Whether this warp's rows do not see all streamed ones. Queries beyond the sequence need no care: see above.
+        const bool partial = KEY_ROWS ? causal && base < rows.first + own + MMA_ROWS - 1
+                                      : base + STREAMED > rows.length || (causal && base + STREAMED > rows.first + own + 1);
+        if (partial) {
+#pragma unroll
+            for (int n = 0; n < STREAMED / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const int row = own_row + i / 2 * 8, position = base + 8 * n + 2 * pair + i % 2;
+                    const bool seen = KEY_ROWS ? row <= position
+                                               : position < rows.length && (!causal || position <= row);
+                    if (!seen) s[n][i] = -INFINITY_F32;
+                }
+        }
         // s becomes D ∘ p without D's factor, dp becomes ds.
 #pragma unroll
         for (int n = 0; n < STREAMED / 8; ++n) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const int at_column = 8 * n + 2 * pair + i % 2, position = base + at_column, row = own_row + i / 2 * 8;
-                const bool seen = KEY_ROWS ? !causal || row <= position
-                                           : position < rows.length && (!causal || position <= row);
+                const int at_column = 8 * n + 2 * pair + i % 2;
                 const float log_sum = KEY_ROWS ? column_lse[at_column] : row_lse[i / 2];
                 const float mean = KEY_ROWS ? column_delta[at_column] : row_delta[i / 2];
-                const float p = seen ? exp2_fast(s[n][i] * scale2 - log_sum) : 0.0f;
+                const float p = exp2_fast(s[n][i] * scale2 - log_sum);
                 const bool keep = kept >> (4 * n + i) & 1u;
                 s[n][i] = keep ? p : 0.0f;
                 dp[n][i] = p * ((keep ? dp[n][i] * kept_scale : 0.0f) - mean);

@@ -10,33 +10,75 @@ use crate::common::{Matrix, Random, U, Wide, assert_gradient, gamma, same_bits_o
 
 /// What one call is given.
 #[derive(Clone, Debug)]
-struct Case {
+pub struct Case {
     /// q, k and v side by side, as a fused projection leaves them.
-    qkv: Matrix,
-    dout: Matrix,
-    cu_seqlens: Vec<i32>,
-    heads: usize,
-    head_dim: usize,
-    causal: bool,
-    mask: Option<Vec<f32>>,
-    dropout: Option<AppliedDropout>,
-    want_mask_gradient: bool,
+    pub qkv: Matrix,
+    pub dout: Matrix,
+    pub cu_seqlens: Vec<i32>,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub causal: bool,
+    pub mask: Option<Vec<f32>>,
+    pub dropout: Option<AppliedDropout>,
+    pub want_mask_gradient: bool,
 }
 
 /// Everything forward and backward wrote.
 #[derive(Clone, Debug)]
-struct Results<M> {
-    out: M,
-    lse: M,
-    unmasked: Option<M>,
-    dq: M,
-    dk: M,
-    dv: M,
-    dmask: Option<M>,
+pub struct Results<M> {
+    pub out: M,
+    pub lse: M,
+    pub unmasked: Option<M>,
+    pub dq: M,
+    pub dk: M,
+    pub dv: M,
+    pub dmask: Option<M>,
+}
+
+/// Where an implementation rounds, beyond what every one of them does.
+#[derive(Clone, Copy, Debug)]
+pub struct Rounding {
+    /// Unit roundoff of what is stored and of probabilities and score gradients as factors of products, beyond f32.
+    pub stored: f64,
+    /// Roundings of one step of an inner product: 2 where sums are truncated, as tensor cores may.
+    pub product: usize,
+    /// Keys between two corrections of the running maximum, each of which costs another exponential; `None` where the
+    /// maximum of a whole row comes first.
+    pub streamed: Option<usize>,
+    /// Probabilities below this may become 0.
+    pub underflow: f64,
+}
+
+impl Rounding {
+    /// The CPU's.
+    pub const WHOLE_ROWS: Rounding = Rounding { stored: 0.0, product: 1, streamed: None, underflow: 0.0 };
+
+    /// Most roundings, in units of U, of the corrected exponent of a row of `terms` keys whose scores are up to `range`.
+    fn exponents(&self, terms: usize, range: f64) -> f64 {
+        // One exponential: the factor log₂e·scale, the product with it, the offset, the difference; 2 ulp of 2^x.
+        self.streamed.map_or(0.0, |keys| (terms.div_ceil(keys) + 1) as f64 * (6.0 * range + 8.0))
+    }
+
+    /// Roundings of the log-sum in an exponent: of its product with log₂e too, where that is taken apart.
+    fn log_sums(&self) -> f64 {
+        self.streamed.map_or(1.0, |_| 4.0)
+    }
+
+    /// Length of the longest chain of a row's sum of exponentials.
+    fn row_sum(&self, terms: usize) -> usize {
+        // 16 keys of a thread, then a product and a sum for each step, then the threads of a row.
+        self.streamed.map_or(terms.div_ceil(32) + 6, |keys| 22 + 3 * terms.div_ceil(keys))
+    }
 }
 
 impl Case {
-    fn random(random: &mut Random, sequences: usize, longest: usize, heads: usize, head_dim: usize) -> Case {
+    pub fn random(
+        random: &mut Random,
+        sequences: usize,
+        longest: usize,
+        heads: usize,
+        head_dim: usize,
+    ) -> Case {
         let cu_seqlens = random.cu_seqlens(sequences, longest);
         let (rows, width) = (cu_seqlens[sequences] as usize, heads * head_dim);
         let mask = match random.below(4) {
@@ -61,20 +103,20 @@ impl Case {
         }
     }
 
-    fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.cu_seqlens[self.cu_seqlens.len() - 1] as usize
     }
-    fn width(&self) -> usize {
+    pub fn width(&self) -> usize {
         self.heads * self.head_dim
     }
-    fn scale(&self) -> f32 {
+    pub fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
-    fn sequences(&self) -> usize {
+    pub fn sequences(&self) -> usize {
         self.cu_seqlens.len() - 1
     }
 
-    fn run(&self) -> Results<Matrix> {
+    pub fn run(&self) -> Results<Matrix> {
         let (rows, width) = (self.rows(), self.width());
         let third = |i| self.qkv.view().cols_at(i * width, width);
         let mut out = Matrix::poisoned(rows, width, 3);
@@ -132,7 +174,7 @@ impl Case {
         Results { out, lse, unmasked, dq: gradient(0), dk: gradient(1), dv: gradient(2), dmask }
     }
 
-    fn exact(&self) -> Results<Wide> {
+    pub fn exact(&self) -> Results<Wide> {
         let qkv = self.qkv.wide();
         self.exact_with(&qkv, self.mask.as_deref().map(wide).as_deref())
     }
@@ -188,8 +230,9 @@ impl Case {
     }
 
     /// First-order error bounds of everything `run` writes, with 1 % for the higher orders.
-    fn bounds(&self, exact: &Results<Wide>) -> Results<Wide> {
+    pub fn bounds(&self, exact: &Results<Wide>, rounding: Rounding) -> Results<Wide> {
         let (rows, width, dim) = (self.rows(), self.width(), self.head_dim);
+        let Rounding { stored, product, underflow, .. } = rounding;
         let qkv = self.qkv.wide();
         let dout = self.dout.wide();
         let scale = f64::from(self.scale());
@@ -216,9 +259,10 @@ impl Case {
                     let p: Vec<f64> = scores.iter().map(|s| (s - log_sum).exp()).collect();
                     // A score: the product, the scaling of q, the subtraction of the maximum, exp itself.
                     let range = scores.iter().fold(max.abs(), |m, s| m.max(s.abs()));
-                    let delta = keys.clone().map(|key| gamma(dim + 2) * size(key)).fold(0.0, f64::max)
-                        + U * (2.0 * range + 4.0);
-                    let sum_error = delta + gamma(terms.div_ceil(32) + 6);
+                    let delta =
+                        keys.clone().map(|key| gamma(product * dim + 2) * size(key)).fold(0.0, f64::max)
+                            + U * (2.0 * range + 4.0 + rounding.exponents(terms, range));
+                    let sum_error = delta + gamma(rounding.row_sum(terms));
                     let lse_error = sum_error + U * (2.0 * log_sum.abs() + 2.0 * (terms as f64).ln() + 2.0);
                     lse.data[t * self.heads + h] = 1.01 * lse_error;
                     let mut factors = vec![1.0; p.len()];
@@ -230,7 +274,10 @@ impl Case {
                     let mut mean_size = 0.0;
                     for j in 0..dim {
                         let sizes: f64 = keys.clone().zip(&weights).map(|(key, w)| w * v(key, j).abs()).sum();
-                        let error = 1.01 * (delta + sum_error + gamma(terms + 6)) * sizes;
+                        let lost = |(key, f): (usize, &f64)| underflow * f * v(key, j).abs();
+                        let error =
+                            1.01 * (delta + sum_error + gamma(product * terms + 6) + 2.0 * stored) * sizes
+                                + keys.clone().zip(&factors).map(lost).sum::<f64>();
                         unmasked.data[t * width + h * dim + j] = error;
                         out.data[t * width + h * dim + j] = mask * (error + 2.0 * U * sizes);
                         mean_error += g(t, j).abs() * (error + (gamma(dim) + 2.0 * U) * sizes);
@@ -238,20 +285,22 @@ impl Case {
                         dmask.data[b * self.heads + h] += dout.at(t, h * dim + j).abs()
                             * (error + 1.01 * gamma(row_terms(dim) + terms) * sizes);
                     }
-                    let p_error = delta + lse_error + U * (log_sum.abs() + range);
+                    let p_error = delta + lse_error + U * (rounding.log_sums() * log_sum.abs() + range);
                     for (i, key) in keys.enumerate() {
                         let dp_size: f64 =
                             factors[i] * (0..dim).map(|j| (g(t, j) * v(key, j)).abs()).sum::<f64>();
                         let ds_size = p[i] * (dp_size + mean_size);
-                        let ds_error =
-                            p[i] * (gamma(dim + 4) * dp_size + mean_error) + (p_error + 4.0 * U) * ds_size;
+                        let ds_error = p[i] * (gamma(product * dim + 4) * dp_size + mean_error)
+                            + (p_error + 4.0 * U + 2.0 * stored) * ds_size
+                            + underflow * (dp_size + mean_size);
                         for j in 0..dim {
                             let (at_t, at_key) = (t * width + h * dim + j, key * width + h * dim + j);
-                            let error = 1.01 * scale * (ds_error + gamma(terms + 3) * ds_size);
+                            let error = 1.01 * scale * (ds_error + gamma(product * terms + 3) * ds_size);
                             dq.data[at_t] += error * k(key, j).abs();
                             dk.data[at_key] += error * q(t, j).abs();
+                            let relative = 1.01 * (p_error + gamma(product * terms + 5) + 2.0 * stored);
                             dv.data[at_key] +=
-                                1.01 * weights[i] * g(t, j).abs() * (p_error + gamma(terms + 5));
+                                (weights[i] * relative + underflow * factors[i]) * g(t, j).abs();
                         }
                     }
                 }
@@ -270,9 +319,9 @@ impl Case {
     }
 
     /// Asserts everything within its bound.
-    fn check(&self, results: &Results<Matrix>) {
+    pub fn check(&self, results: &Results<Matrix>, rounding: Rounding) {
         let exact = self.exact();
-        let bounds = self.bounds(&exact);
+        let bounds = self.bounds(&exact, rounding);
         let all = [
             ("out", &results.out, &exact.out, &bounds.out),
             ("lse", &results.lse, &exact.lse, &bounds.lse),
@@ -297,7 +346,7 @@ fn row_terms(dim: usize) -> usize {
     dim.div_ceil(32) + 8
 }
 
-fn bits(results: &Results<Matrix>) -> Vec<u32> {
+pub fn bits(results: &Results<Matrix>) -> Vec<u32> {
     let Results { out, lse, unmasked, dq, dk, dv, dmask } = results;
     let always = [out, lse, dq, dk, dv].into_iter();
     always.chain(unmasked).chain(dmask).flat_map(Matrix::bits).collect()
@@ -309,7 +358,7 @@ proptest! {
     #[test]
     fn forward_and_backward_match_the_reference(seed: u64, sequences in 1usize..6, longest in 1usize..90, heads in 1usize..5, head_dim in 1usize..40) {
         let case = Case::random(&mut Random(seed), sequences, longest, heads, head_dim);
-        case.check(&case.run());
+        case.check(&case.run(), Rounding::WHOLE_ROWS);
         same_bits_on_any_threads(|| bits(&case.run()));
     }
 }
@@ -322,7 +371,7 @@ fn long_sequences_and_wide_heads_match_the_reference() {
         let mut case = Case::random(&mut random, 2, longest, 2, head_dim);
         for causal in [false, true] {
             case.causal = causal;
-            case.check(&case.run());
+            case.check(&case.run(), Rounding::WHOLE_ROWS);
         }
     }
 }
@@ -335,7 +384,7 @@ fn huge_scores_stay_finite_and_exact() {
     for t in 0..case.rows() {
         case.qkv.view_mut().row_mut(t).iter_mut().for_each(|x| *x *= 20.0);
     }
-    case.check(&case.run());
+    case.check(&case.run(), Rounding::WHOLE_ROWS);
 }
 
 #[test]
