@@ -8,6 +8,7 @@ mod attention;
 mod common;
 mod cuda_attention;
 mod cuda_convert;
+mod cuda_gemm;
 mod cuda_loss;
 mod cuda_optimizer;
 mod cuda_rows;
