@@ -135,7 +135,7 @@ impl Warp<'_> {
     ) -> Next {
         let addresses = self.addresses(address);
         let bytes = access.bytes();
-        block.traffic(pc, access.space, &addresses, bytes, mask, false);
+        block.traffic(access.space, &addresses, bytes, mask);
         let mut payload: Payload = [[0; LANES]; 4];
         for lane in lanes(mask) {
             let words = match self.place(block, pc, lane, access.space, addresses[lane], bytes) {
@@ -158,14 +158,17 @@ impl Warp<'_> {
                     block.observe_local(self, lane, at, bytes);
                     read_bytes(&self.local, at, bytes)
                 }
-                None => [0; 4],
+                None => {
+                    block.faulted(lane);
+                    [0; 4]
+                }
             };
             for (word, value) in payload.iter_mut().zip(words) {
                 word[lane] = value;
             }
         }
         self.scatter(d, access, &payload, mask);
-        block.loaded(self, d, access, mask);
+        block.loaded(self, pc, d, access, mask);
         Next::Advance
     }
 
@@ -180,7 +183,7 @@ impl Warp<'_> {
     ) -> Next {
         let addresses = self.addresses(address);
         let bytes = access.bytes();
-        block.traffic(pc, access.space, &addresses, bytes, mask, true);
+        block.traffic(access.space, &addresses, bytes, mask);
         let payload = self.gather(a, access);
         for lane in lanes(mask) {
             let words = payload.map(|w| w[lane]);
@@ -188,11 +191,13 @@ impl Warp<'_> {
             match self.place(block, pc, lane, access.space, addresses[lane], bytes) {
                 Some(Place::Global(allocation, offset)) => {
                     let at = (addresses[lane], allocation, offset);
-                    block.record_global(self, pc, lane, at, bytes, (valid, access.strong));
+                    let same = read_global(allocation, offset, bytes) == words;
+                    block.record_global(self, pc, lane, at, bytes, (valid, access.strong, same));
                     write_global(allocation, offset, bytes, words);
                 }
                 Some(Place::Shared(at)) => {
-                    block.record_shared(self, pc, lane, at, bytes, (valid, access.strong));
+                    let same = read_bytes(&block.shared, at, bytes) == words;
+                    block.record_shared(self, pc, lane, at, bytes, (valid, access.strong, same));
                     write_bytes(&mut block.shared, at, bytes, words);
                 }
                 Some(Place::Local(at)) => {
@@ -269,7 +274,7 @@ impl Warp<'_> {
         let addresses = self.addresses(address);
         for matrix in 0..usize::from(d.count) {
             let mut rows = [[0; 4]; 8];
-            block.traffic_matrix(pc, &addresses, matrix, false);
+            block.traffic_matrix(&addresses, matrix);
             for (row, words) in rows.iter_mut().enumerate() {
                 let lane = 8 * matrix + row;
                 if let Some(Place::Shared(at)) =
@@ -277,11 +282,13 @@ impl Warp<'_> {
                 {
                     block.observe_shared(self, pc, lane, at, 16, false);
                     *words = read_bytes(&block.shared, at, 16);
+                } else {
+                    block.faulted(lane);
                 }
             }
             let value = tensor::distribute(&rows, transposed);
             self.registers.set_word(d.regs[matrix], mask, &value);
-            block.matrix_loaded(self, d.regs[matrix], matrix, transposed, mask);
+            block.matrix_loaded(self, pc, d.regs[matrix], matrix, transposed, mask);
         }
     }
 
@@ -297,13 +304,13 @@ impl Warp<'_> {
         let addresses = self.addresses(address);
         for matrix in 0..usize::from(a.count) {
             let rows = tensor::collect(self.registers.word(a.regs[matrix]), transposed);
-            block.traffic_matrix(pc, &addresses, matrix, true);
+            block.traffic_matrix(&addresses, matrix);
             for (row, &words) in rows.iter().enumerate() {
                 let lane = 8 * matrix + row;
                 if let Some(Place::Shared(at)) =
                     self.place(block, pc, lane, Space::Shared, addresses[lane], 16)
                 {
-                    block.record_shared(self, pc, lane, at, 16, (u32::MAX, false));
+                    block.record_shared(self, pc, lane, at, 16, (u32::MAX, false, false));
                     write_bytes(&mut block.shared, at, 16, words);
                 }
             }

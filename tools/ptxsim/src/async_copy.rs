@@ -58,8 +58,8 @@ impl Warp<'_> {
             if ignored >> lane & 1 != 0 { 0 } else { lengths.map_or(size, |l| l[lane]) }
         };
         let reading = lanes(mask).filter(|&lane| wanted(lane) > 0).fold(0, |m, lane| m | 1 << lane);
-        block.traffic(pc, Space::Global, &sources, size, reading, false);
-        block.traffic(pc, Space::Shared, &targets, size, mask, true);
+        block.traffic(Space::Global, &sources, size, reading);
+        block.traffic(Space::Shared, &targets, size, mask);
         for lane in lanes(mask) {
             let length = wanted(lane);
             if length > size {

@@ -2,12 +2,16 @@
 
 use std::collections::HashMap;
 
+use crate::checks::{BlockShadow, LaunchShadow};
 use crate::findings::{Finding, FindingKind};
 use crate::instruction::Constant;
 use crate::machine::Options;
 use crate::memory::GlobalMemory;
 use crate::module::{Kernel, Module, Special};
 use crate::registers::{Constants, LANES, Registers};
+use crate::shadow::initialisation::RegisterShadow;
+use crate::shadow::races::Clock;
+use crate::traffic::Traffic;
 use crate::warp::{Stop, Warp};
 
 /// Instructions that a warp executes in one turn.
@@ -76,6 +80,8 @@ struct Barrier {
     expected: Option<u32>,
     votes: u32,
     waiting: bool,
+    // Join of the clocks of those who have arrived.
+    clock: Clock,
 }
 
 /// What a block reports when it has run.
@@ -87,6 +93,8 @@ pub struct BlockReport {
     pub executed: Vec<[u64; 2]>,
     /// Findings by kind and pc.
     pub findings: HashMap<(FindingKind, u32), Finding>,
+    /// Bank conflicts and sectors.
+    pub traffic: Traffic,
     /// The instruction limit was reached at this pc.
     pub limit_at: Option<u32>,
 }
@@ -104,6 +112,11 @@ pub struct Block<'m, 'l> {
     pub aborted: bool,
     /// What has been seen.
     pub output: BlockReport,
+    pub(crate) shadow: BlockShadow,
+    /// Present when blocks run one after another.
+    pub(crate) launch_shadow: Option<Box<LaunchShadow>>,
+    /// Origin of the undefined value that is being stored.
+    pub(crate) stored_origin: u32,
     steps: u64,
     barriers: [Barrier; 16],
 }
@@ -136,8 +149,14 @@ impl Order {
 
 impl<'m, 'l> Block<'m, 'l> {
     /// A block that has not started.
-    pub fn new(launch: &'l Launch<'m>, index: [u32; 3]) -> Block<'m, 'l> {
+    pub(crate) fn new(
+        launch: &'l Launch<'m>,
+        index: [u32; 3],
+        launch_shadow: Option<Box<LaunchShadow>>,
+    ) -> Block<'m, 'l> {
         let bytes = launch.kernel.shared_bytes + launch.dynamic_shared;
+        let warps = launch.block_threads().div_ceil(LANES as u32) as usize;
+        let races = launch.options.checks.shared_races;
         Block {
             launch,
             index,
@@ -148,6 +167,9 @@ impl<'m, 'l> Block<'m, 'l> {
                 executed: vec![[0; 2]; launch.kernel.code.len()],
                 ..BlockReport::default()
             },
+            shadow: BlockShadow::new(warps, bytes as usize, launch.kernel.shared_granule, races),
+            launch_shadow,
+            stored_origin: 0,
             steps: 0,
             barriers: [Barrier::default(); 16],
         }
@@ -160,14 +182,16 @@ impl<'m, 'l> Block<'m, 'l> {
     }
 
     /// Runs the block to its end.
-    pub fn run(mut self, mut order: Order) -> BlockReport {
+    pub(crate) fn run(mut self, mut order: Order) -> (BlockReport, Option<Box<LaunchShadow>>) {
         let launch = self.launch;
         let count = launch.block_threads().div_ceil(LANES as u32);
         let mut warps: Vec<Warp<'l>> = (0..count)
             .map(|index| {
                 let mut registers = Registers::new(&launch.constants, launch.kernel.registers);
                 self.fill_specials(index, &mut registers);
-                Warp::new(index, self.lanes_of(index), registers, launch.kernel.local_bytes)
+                let shadow =
+                    launch.options.checks.uninitialised.then(|| RegisterShadow::new(launch.kernel.registers));
+                Warp::new(index, self.lanes_of(index), registers, launch.kernel.local_bytes, shadow)
             })
             .collect();
         let mut turns: Vec<usize> = (0..warps.len()).collect();
@@ -193,7 +217,8 @@ impl<'m, 'l> Block<'m, 'l> {
                 break;
             }
         }
-        self.output
+        self.output.traffic = self.shadow.traffic;
+        (self.output, self.launch_shadow)
     }
 
     fn fill_specials(&self, warp: u32, registers: &mut Registers<'_>) {
@@ -267,6 +292,12 @@ impl<'m, 'l> Block<'m, 'l> {
         barrier.expected = threads;
         barrier.votes += votes.count_ones();
         barrier.waiting = true;
+        let clock = &mut self.shadow.clocks[warp as usize];
+        for (joined, own) in barrier.clock.iter_mut().zip(&*clock) {
+            *joined = (*joined).max(*own);
+        }
+        // What the warp does from now on is not covered by this arrival.
+        clock[warp as usize] += 1;
         if clash {
             self.report(FindingKind::BarrierDivergence, pc, warp, lane, 1, || {
                 format!("barrier {id} is used with different thread counts at a time")
@@ -286,9 +317,14 @@ impl<'m, 'l> Block<'m, 'l> {
             self.barriers[usize::from(id)] = Barrier::default();
             let everyone = barrier.votes == barrier.arrived;
             for warp in warps.iter_mut() {
-                warp.release(id, barrier.votes, everyone, barrier.votes > 0);
+                if warp.release(id, barrier.votes, everyone, barrier.votes > 0) {
+                    let clock = &mut self.shadow.clocks[warp.index as usize];
+                    for (own, joined) in clock.iter_mut().zip(&barrier.clock) {
+                        *own = (*own).max(*joined);
+                    }
+                }
             }
-            self.barrier_passed();
+            self.shadow.epoch += u32::from(barrier.expected.is_none());
             any = true;
         }
         any

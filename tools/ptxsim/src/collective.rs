@@ -73,7 +73,7 @@ impl Warp<'_> {
     ) {
         let addresses = self.addresses(address);
         let bytes = ty.bytes();
-        block.traffic(pc, space, &addresses, bytes, mask, true);
+        block.traffic(space, &addresses, bytes, mask);
         let mut old: Lanes64 = [0; LANES];
         for lane in lanes(mask) {
             let read = |reg: Reg| {
@@ -113,7 +113,7 @@ impl Warp<'_> {
 }
 
 // PTX ISA §9.7.9.6: c holds the segment mask in bits 8..13 and the clamp in bits 0..5.
-fn shuffle(mode: ShuffleMode, a: &Lanes32, b: &Lanes32, c: &Lanes32) -> (Lanes32, u32) {
+pub(crate) fn shuffle(mode: ShuffleMode, a: &Lanes32, b: &Lanes32, c: &Lanes32) -> (Lanes32, u32) {
     let (mut out, mut inside) = ([0; LANES], 0u32);
     for lane in 0..LANES {
         let (segment, clamp) = (c[lane] >> 8 & 0x1f, c[lane] & 0x1f);

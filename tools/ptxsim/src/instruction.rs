@@ -292,6 +292,8 @@ pub struct Conversion {
     pub to: Type,
     /// Source type.
     pub from: Type,
+    /// The source register is a long, whatever the type; the type takes its low bits.
+    pub from_long: bool,
     /// Rounding to the target's precision, or to an integer.
     pub rounding: Rounding,
     /// Round a float to an integral value (`rni` and so on).

@@ -48,8 +48,10 @@ mod memory;
 mod module;
 mod parser;
 mod registers;
+mod shadow;
 mod step;
 mod syntax;
+mod traffic;
 mod types;
 mod warp;
 

@@ -6,12 +6,15 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::block::{Block, BlockReport, Launch, Order};
+use crate::checks::LaunchShadow;
 use crate::counters::Counters;
 use crate::error::{Error, Result};
 use crate::findings::{Finding, FindingKind};
 use crate::instruction::Op;
 use crate::memory::GlobalMemory;
 use crate::module::{Kernel, Module};
+use crate::shadow::outputs::Expected;
+use crate::traffic::Traffic;
 use crate::types::Type;
 
 /// Which checks run. Bounds and alignment are always checked.
@@ -85,13 +88,14 @@ pub struct Machine {
     memory: GlobalMemory,
     // Addresses of module variables by module.
     modules: HashMap<u64, Vec<u64>>,
-    launches: u64,
+    // Outputs that the next launch must write.
+    expected: Vec<Expected>,
 }
 
 impl Machine {
     /// A device without allocations.
     pub fn new(options: Options) -> Machine {
-        Machine { options, memory: GlobalMemory::default(), modules: HashMap::new(), launches: 0 }
+        Machine { options, memory: GlobalMemory::default(), modules: HashMap::new(), expected: Vec::new() }
     }
 
     /// Changes the checks of later launches.
@@ -152,6 +156,33 @@ impl Machine {
         self.memory.written(address, bytes)
     }
 
+    /// Declares an output of the next launch: every element of a row-major matrix must be written exactly once, and
+    /// nothing between its columns and its leading dimension. `ld` is in elements, and at least `columns`.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the matrix does not lie in one allocation.
+    pub fn expect_written(
+        &mut self,
+        address: u64,
+        rows: usize,
+        columns: usize,
+        ld: usize,
+        element_bytes: usize,
+    ) -> Result<()> {
+        if rows == 0 || columns == 0 {
+            return Ok(());
+        }
+        let bytes = ((rows - 1) * ld + columns) * element_bytes;
+        if ld < columns || element_bytes == 0 {
+            let message = format!("leading dimension {ld} for {columns} columns of {element_bytes} bytes");
+            return Err(Error::Memory { address, bytes, message });
+        }
+        self.memory.check(address, bytes)?;
+        let n = |v: usize| v as u64;
+        self.expected.push(Expected::new(address, n(rows), n(columns), n(ld), n(element_bytes)));
+        Ok(())
+    }
+
     /// Runs a kernel to its end.
     ///
     /// # Errors
@@ -170,7 +201,7 @@ impl Machine {
         check_shape(kernel, grid, block, dynamic_shared)?;
         let parameters = parameter_block(kernel, arguments)?;
         let variables = self.place_variables(module)?;
-        self.launches += 1;
+        let expected = std::mem::take(&mut self.expected);
         let launch = Launch {
             module,
             kernel,
@@ -182,22 +213,27 @@ impl Machine {
             options: self.options,
         };
         let mut list: Vec<u64> = (0..grid.iter().map(|&n| u64::from(n)).product()).collect();
-        let run = |linear: u64| {
+        let run = |linear: u64, shadow| {
             let order = Order::new(self.options.seed ^ linear.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            Block::new(&launch, launch.block(linear)).run(order)
+            Block::new(&launch, launch.block(linear), shadow).run(order)
         };
-        let serial = kernel.global_atomics || self.options.checks.global_races;
+        let serial = kernel.global_atomics || self.options.checks.global_races || !expected.is_empty();
         let total = if serial {
             Order::new(self.options.seed).shuffle(&mut list);
             let mut total = Total::new(kernel);
+            let mut shadow = Some(Box::new(LaunchShadow { expected, ..LaunchShadow::default() }));
             for linear in list {
-                total.add(run(linear));
+                let (report, back) = run(linear, shadow);
+                total.add(report);
+                shadow = back;
             }
+            let expected = shadow.map(|s| s.expected).unwrap_or_default();
+            total.missing = expected.iter().filter_map(|e| not_written(kernel, &self.memory, e)).collect();
             total
         } else {
             // Counts add up in any order, and a finding shown is the one of the lowest block.
             list.into_par_iter()
-                .map(run)
+                .map(|linear| run(linear, None).0)
                 .fold(
                     || Total::new(kernel),
                     |mut total, report| {
@@ -239,6 +275,28 @@ impl Machine {
         self.modules.insert(module.id, addresses.clone());
         Ok(addresses)
     }
+}
+
+// An output that the launch left incomplete; it has no instruction to point at.
+fn not_written(kernel: &Kernel, memory: &GlobalMemory, expected: &Expected) -> Option<Finding> {
+    let (count, (row, column)) = expected.missing()?;
+    let what = memory.describe(expected.address + (row * expected.ld + column) * expected.element_bytes);
+    let first = &kernel.code[0];
+    Some(Finding {
+        kind: FindingKind::NotWritten,
+        file: String::new(),
+        line: 0,
+        inlined_at: None,
+        ptx_line: first.line,
+        kernel: kernel.name.clone(),
+        block: [0; 3],
+        thread: [0; 3],
+        message: format!(
+            "{count} of {} elements of an output are not written; the first is ({row}, {column}), {what}",
+            expected.rows * expected.columns
+        ),
+        count,
+    })
 }
 
 fn launch_error<T>(kernel: &Kernel, message: String) -> Result<T> {
@@ -309,12 +367,20 @@ fn parameter_block(kernel: &Kernel, arguments: &[Argument]) -> Result<Vec<u8>> {
 struct Total {
     executed: Vec<[u64; 2]>,
     findings: BTreeMap<(u32, FindingKind), Finding>,
+    traffic: Traffic,
+    missing: Vec<Finding>,
     limit_at: Option<([u32; 3], u32)>,
 }
 
 impl Total {
     fn new(kernel: &Kernel) -> Total {
-        Total { executed: vec![[0; 2]; kernel.code.len()], findings: BTreeMap::new(), limit_at: None }
+        Total {
+            executed: vec![[0; 2]; kernel.code.len()],
+            findings: BTreeMap::new(),
+            traffic: Traffic::default(),
+            missing: Vec::new(),
+            limit_at: None,
+        }
     }
 
     fn add(&mut self, report: BlockReport) {
@@ -322,6 +388,8 @@ impl Total {
         self.merge(Total {
             executed: report.executed,
             findings,
+            traffic: report.traffic,
+            missing: Vec::new(),
             limit_at: report.limit_at.map(|pc| (report.index, pc)),
         });
     }
@@ -331,6 +399,8 @@ impl Total {
             a[0] += b[0];
             a[1] += b[1];
         }
+        self.traffic.add(&other.traffic);
+        self.missing.extend(other.missing);
         let place = |f: &Finding| [f.block[2], f.block[1], f.block[0]];
         for (key, finding) in other.findings {
             match self.findings.get_mut(&key) {
@@ -353,7 +423,14 @@ impl Total {
     }
 
     fn report(self, module: &Module, kernel: &Kernel) -> Report {
-        let mut counters = Counters::default();
+        let mut counters = Counters {
+            bank_conflict_replays: self.traffic.replays,
+            shared_accesses: self.traffic.shared_accesses,
+            sectors: self.traffic.sectors,
+            minimum_sectors: self.traffic.minimum_sectors,
+            global_bytes: self.traffic.bytes,
+            ..Counters::default()
+        };
         for (instruction, [warps, lanes]) in kernel.code.iter().zip(self.executed) {
             counters.warp_instructions += warps;
             counters.lane_instructions += lanes;
@@ -367,6 +444,7 @@ impl Total {
                 counters.mma += warps;
             }
         }
-        Report { counters, findings: self.findings.into_values().collect() }
+        let findings = self.findings.into_values().chain(self.missing).collect();
+        Report { counters, findings }
     }
 }

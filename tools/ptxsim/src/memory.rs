@@ -213,8 +213,12 @@ impl GlobalMemory {
         match self.slots.get(number.wrapping_sub(1)) {
             Some(Slot::Live(a)) => {
                 // A negative offset from an allocation reads as the far end of the one before it.
-                let name = if a.name.is_empty() { "unnamed" } else { &a.name };
-                format!("byte {offset} of `{name}` ({} bytes)", a.bytes)
+                if let (true, Some(Slot::Live(next))) =
+                    (offset >> (OFFSET_BITS - 1) != 0, self.slots.get(number))
+                {
+                    return format!("byte -{} of `{}`", (1 << OFFSET_BITS) - offset, next.name);
+                }
+                format!("byte {offset} of `{}` ({} bytes)", a.name, a.bytes)
             }
             Some(Slot::Freed(name)) => format!("byte {offset} of the freed `{name}`"),
             None => format!("address {address:#x}, which belongs to no allocation"),
@@ -261,6 +265,14 @@ impl GlobalMemory {
         allocation.copy_in(offset, &vec![value; bytes]);
         allocation.mark(offset, bytes as u64, !poison);
         Ok(())
+    }
+
+    /// Whether a range lies in one live allocation.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check(&self, address: u64, bytes: usize) -> Result<()> {
+        self.host(address, bytes).map(|_| ())
     }
 
     fn host(&self, address: u64, bytes: usize) -> Result<(&Allocation, u64)> {

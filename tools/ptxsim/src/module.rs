@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::instruction::{Constant, Instruction};
 use crate::parser;
 use crate::syntax::Location;
-use crate::types::{Space, Type};
+use crate::types::Type;
 
 /// A module: kernels and module-level variables.
 #[derive(Debug)]
@@ -133,10 +133,10 @@ impl Module {
 /// Where a named thing lives, as the decoder needs it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Symbol {
-    /// Fixed address in the shared or local window.
-    Fixed(Space, u64),
+    /// Fixed address in shared or local memory.
+    Fixed(u64),
     /// Module variable in device memory.
-    Device(Space, u32),
+    Device(u32),
     /// Parameter: offset and size.
     Parameter { offset: u32, bytes: u32 },
 }

@@ -294,17 +294,19 @@ impl Warp<'_> {
 
     fn convert(&self, conversion: crate::instruction::Conversion, a: Reg, b: Reg) -> Lanes64 {
         let r = &self.registers;
+        if conversion.from_long {
+            let a = r.long(a);
+            return match (conversion.from, conversion.to) {
+                (Type::U64 | Type::S64, Type::U32 | Type::S32) if !conversion.sat => {
+                    a.map(|v| v & 0xffff_ffff)
+                }
+                _ => std::array::from_fn(|i| convert::convert(conversion, a[i], 0)),
+            };
+        }
         match (conversion.from, conversion.to) {
             // The conversions of address arithmetic.
-            (Type::S32, Type::S64 | Type::U64) => r.word(a).map(|v| v as i32 as u64),
+            (Type::S32, Type::S64 | Type::U64) if !conversion.sat => r.word(a).map(|v| v as i32 as u64),
             (Type::U32, Type::S64 | Type::U64) if !conversion.sat => r.word(a).map(u64::from),
-            (Type::U64 | Type::S64, Type::U32 | Type::S32) if !conversion.sat => {
-                r.long(a).map(|v| v & 0xffff_ffff)
-            }
-            (from, _) if from.is_long() => {
-                let a = r.long(a);
-                std::array::from_fn(|i| convert::convert(conversion, a[i], 0))
-            }
             _ => {
                 let (a, b) = (r.word(a), r.word(b));
                 std::array::from_fn(|i| convert::convert(conversion, a[i].into(), b[i].into()))

@@ -9,6 +9,7 @@ use crate::block::Block;
 use crate::findings::FindingKind;
 use crate::instruction::{BarrierReduction, Op};
 use crate::registers::{LANES, Lanes32, Registers};
+use crate::shadow::initialisation::RegisterShadow;
 
 /// What a fragment waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,10 @@ pub struct Warp<'c> {
     pub copies: CopyQueue,
     /// Local memory of all lanes, lane by lane.
     pub local: Vec<u8>,
+    /// Which bytes of it have been written; empty without the check.
+    pub local_defined: Vec<bool>,
+    /// Definedness of the registers, when it is checked.
+    pub shadow: Option<Box<RegisterShadow>>,
     /// Counts `bar.warp.sync` and everything that orders the lanes of the warp.
     pub epoch: u32,
 }
@@ -82,21 +87,30 @@ pub enum Next {
 
 impl<'c> Warp<'c> {
     /// A warp at the start of the kernel.
-    pub fn new(index: u32, live: u32, registers: Registers<'c>, local_bytes: u32) -> Warp<'c> {
+    pub fn new(
+        index: u32,
+        live: u32,
+        registers: Registers<'c>,
+        local_bytes: u32,
+        shadow: Option<RegisterShadow>,
+    ) -> Warp<'c> {
+        let bytes = LANES * local_bytes as usize;
         Warp {
             index,
             live,
             registers,
             fragments: vec![Fragment { pc: 0, mask: live, wait: Wait::Ready, reduction: None }],
             copies: CopyQueue::default(),
-            local: vec![0; LANES * local_bytes as usize],
+            local: vec![0; bytes],
+            local_defined: vec![false; if shadow.is_some() { bytes } else { 0 }],
+            shadow: shadow.map(Box::new),
             epoch: 0,
         }
     }
 
     /// Some lane can go on.
     pub fn runnable(&self) -> bool {
-        self.fragments.iter().any(|f| f.wait != Wait::Barrier(0) && !matches!(f.wait, Wait::Barrier(_)))
+        self.fragments.iter().any(|f| !matches!(f.wait, Wait::Barrier(_)))
     }
 
     // Takes the ready fragment with the lowest pc, merged with what stands there. `true`: it was only waiting for lanes
@@ -245,8 +259,11 @@ impl<'c> Warp<'c> {
         true
     }
 
-    /// Puts lanes back to work after a barrier.
-    pub fn release(&mut self, id: u8, count: u32, all: bool, any: bool) {
+    /// Puts lanes back to work after a barrier; `false` if none waited there.
+    pub fn release(&mut self, id: u8, count: u32, all: bool, any: bool) -> bool {
+        if !self.fragments.iter().any(|f| f.wait == Wait::Barrier(id)) {
+            return false;
+        }
         for i in 0..self.fragments.len() {
             let fragment = self.fragments[i];
             if fragment.wait != Wait::Barrier(id) {
@@ -265,6 +282,7 @@ impl<'c> Warp<'c> {
             self.fragments[i] = Fragment { wait: Wait::Ready, reduction: None, ..fragment };
         }
         self.epoch += 1;
+        true
     }
 }
 

@@ -397,20 +397,21 @@ impl<'a> Decoder<'_, 'a> {
             Operand::Register(r) => r.file == File::Long,
             _ => ty.is_long(),
         };
-        let (from_long, to_long) = (wide(&o[1], from), wide(&o[0], to));
-        if from_long != from.is_long() || to_long != to.is_long() {
+        let from_long = wide(&o[1], from);
+        if (from.is_long() && !from_long) || wide(&o[0], to) != to.is_long() {
             return self.unsupported("a register of another width than the type");
         }
         let conversion = Conversion {
             to,
             from,
+            from_long,
             rounding: integral.or(rounding).unwrap_or(Rounding::Nearest),
             integral: integral.is_some(),
             ftz,
             sat,
             relu,
         };
-        let a = self.source(&o[1], from)?;
+        let a = self.source_in(&o[1], from_long, from)?;
         let b = if packed { self.source(&o[2], from)? } else { Reg::NONE };
         Ok(Op::Convert { conversion, a, b, d: self.target(&o[0], to)? })
     }

@@ -271,6 +271,7 @@ impl<'a> Decoder<'_, 'a> {
         if !inputs || a_type != b_type || d_type != c_type || !outputs {
             return self.unsupported("types");
         }
+        // 16·k elements of A and 8·k of B over 32 lanes, of which a register holds one or two.
         let per_register = if a_type == Type::Tf32 { 1 } else { 2 };
         let (a_count, b_count) = (k / 2 / per_register, k / 4 / per_register);
         let c_count = if d_type == Type::F32 { 4 } else { 2 };

@@ -77,19 +77,15 @@ fn declare<'a>(
     let symbol = match variable.space {
         // Dynamic shared memory starts behind all that is declared; see `decode_kernel`.
         Space::Shared if variable.bytes == 0 => return Ok(()),
-        Space::Shared => {
-            Symbol::Fixed(Space::Shared, shared.place(variable.align, variable.bytes, variable.line)?)
-        }
-        Space::Local => {
-            Symbol::Fixed(Space::Local, local.place(variable.align, variable.bytes, variable.line)?)
-        }
-        space => {
+        Space::Shared => Symbol::Fixed(shared.place(variable.align, variable.bytes, variable.line)?),
+        Space::Local => Symbol::Fixed(local.place(variable.align, variable.bytes, variable.line)?),
+        _ => {
             device.push(DeviceVariable {
                 name: variable.name.to_string(),
                 bytes: variable.bytes,
                 initial: variable.initial.clone().unwrap_or_default(),
             });
-            Symbol::Device(space, device.len() as u32 - 1)
+            Symbol::Device(device.len() as u32 - 1)
         }
     };
     symbols.insert(variable.name, symbol);
@@ -119,7 +115,7 @@ fn decode_kernel<'a>(
         shared.used = shared.used.next_multiple_of(align.max(16));
     }
     for variable in dynamic {
-        symbols.insert(variable.name, Symbol::Fixed(Space::Shared, shared.used.into()));
+        symbols.insert(variable.name, Symbol::Fixed(shared.used.into()));
     }
     for parameter in &text.parameters {
         symbols
@@ -324,8 +320,8 @@ impl<'k, 'a> Decoder<'k, 'a> {
 
     fn symbol_address(&mut self, name: &str, offset: i64) -> Result<Reg> {
         match self.symbols.get(name).copied() {
-            Some(Symbol::Fixed(_, address)) => Ok(self.bits(address.wrapping_add_signed(offset))),
-            Some(Symbol::Device(_, index)) => Ok(self.constant(Constant::Variable { index, offset })),
+            Some(Symbol::Fixed(address)) => Ok(self.bits(address.wrapping_add_signed(offset))),
+            Some(Symbol::Device(index)) => Ok(self.constant(Constant::Variable { index, offset })),
             Some(Symbol::Parameter { .. }) => self.unsupported("taking the address of a parameter"),
             None if name == "WARP_SZ" => Ok(self.bits(32)),
             None => self.wrong(format!("`{name}` is not declared")),

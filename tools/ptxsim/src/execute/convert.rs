@@ -233,6 +233,7 @@ pub fn float_value(ty: Type, bits: u64, ftz: bool) -> f64 {
     let conversion = Conversion {
         to: Type::F64,
         from: ty,
+        from_long: ty.is_long(),
         rounding: Rounding::Nearest,
         integral: false,
         ftz,
