@@ -1,5 +1,6 @@
 //! A GPU as a [`Device`]: one context, one stream, memory in few large allocations, kernels from the cache.
 
+use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 
 use cudarc::driver::{result, sys};
@@ -9,7 +10,7 @@ use super::probe::{self, DeviceInfo, MINIMUM_CAPABILITY, Unavailable, describe};
 use super::{Cache, Nvrtc, Target};
 use crate::error::{Error, Result};
 use crate::launch::kernels::MODULES;
-use crate::launch::{Argument, Device, DeviceLimits, Launch, Step};
+use crate::launch::{Argument, Device, DeviceLimits, Launch, Recording, Step};
 
 /// An NVIDIA GPU.
 pub struct Cuda {
@@ -22,6 +23,8 @@ pub struct Cuda {
     cache: Cache,
     modules: Vec<Option<Loaded>>,
     allocations: Vec<u64>,
+    graphs: HashMap<u64, sys::CUgraphExec>,
+    next_graph: u64,
 }
 
 struct Loaded {
@@ -69,7 +72,19 @@ impl Cuda {
         };
         let name = format!("{} (cuda:{ordinal}, {})", info.name, target.name());
         let modules = MODULES.iter().map(|_| None).collect();
-        Ok(Cuda { name, info, device, stream, nvrtc, target, cache, modules, allocations: Vec::new() })
+        Ok(Cuda {
+            name,
+            info,
+            device,
+            stream,
+            nvrtc,
+            target,
+            cache,
+            modules,
+            allocations: Vec::new(),
+            graphs: HashMap::new(),
+            next_graph: 0,
+        })
     }
 
     /// What the driver says about it.
@@ -267,6 +282,46 @@ impl Device for Cuda {
         Ok(())
     }
 
+    fn record(&mut self, steps: &[Step]) -> Result<Option<Recording>> {
+        let what = || String::from("recording a graph");
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is this value's own, and capture ends below whatever the steps do.
+        self.check(what, unsafe { result::stream::begin_capture(self.stream, mode) })?;
+        let queued = self.run(steps);
+        // SAFETY: capture has begun.
+        let graph = self.check(what, unsafe { result::stream::end_capture(self.stream) });
+        queued?;
+        let graph = graph?;
+        // SAFETY: the graph was just made; instantiated, it is not needed any more.
+        let outcome = unsafe {
+            let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            result::graph::destroy(graph).and(executable)
+        };
+        let executable = self.check(what, outcome)?;
+        self.next_graph += 1;
+        self.graphs.insert(self.next_graph, executable);
+        Ok(Some(Recording(self.next_graph)))
+    }
+
+    fn replay(&mut self, recording: &Recording) -> Result<()> {
+        let executable = self.graphs[&recording.0];
+        // SAFETY: recorded above and not forgotten, since the recording is still held.
+        self.check(|| "replaying a graph".into(), unsafe { result::graph::launch(executable, self.stream) })
+    }
+
+    fn forget(&mut self, recordings: Vec<Recording>) -> Result<()> {
+        self.synchronize()?;
+        for recording in recordings {
+            if let Some(executable) = self.graphs.remove(&recording.0) {
+                // SAFETY: recorded above, forgotten once, and no work is under way.
+                self.check(|| "forgetting a graph".into(), unsafe {
+                    result::graph::exec_destroy(executable)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     fn synchronize(&mut self) -> Result<()> {
         // SAFETY: the stream is this value's own.
         self.check(|| "waiting for the device".into(), unsafe { result::stream::synchronize(self.stream) })
@@ -279,6 +334,9 @@ impl Drop for Cuda {
         // SAFETY: every handle is this value's own and is given back once.
         unsafe {
             let _ = result::stream::synchronize(self.stream);
+            for &executable in self.graphs.values() {
+                let _ = result::graph::exec_destroy(executable);
+            }
             for loaded in self.modules.iter().flatten() {
                 let _ = result::module::unload(loaded.module);
             }

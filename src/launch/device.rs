@@ -3,6 +3,10 @@
 use super::{DeviceLimits, Step};
 use crate::error::Result;
 
+/// Steps that a device keeps.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Recording(pub(crate) u64);
+
 /// Memory and a stream of work in order: a GPU, or the emulator.
 ///
 /// Work may be asynchronous; [`Device::download`] and [`Device::synchronize`] wait for everything before them. A kernel
@@ -43,6 +47,22 @@ pub trait Device {
 
     /// Runs steps in order.
     fn run(&mut self, steps: &[Step]) -> Result<()>;
+
+    /// Keeps steps for [`Device::replay`], which then costs one call for all of them; `None` where that saves nothing.
+    /// Runs nothing. Their sources must be loaded.
+    fn record(&mut self, _steps: &[Step]) -> Result<Option<Recording>> {
+        Ok(None)
+    }
+
+    /// Runs recorded steps.
+    fn replay(&mut self, _recording: &Recording) -> Result<()> {
+        unreachable!("this device records nothing")
+    }
+
+    /// Forgets recordings, before memory that their steps use is freed.
+    fn forget(&mut self, _recordings: Vec<Recording>) -> Result<()> {
+        Ok(())
+    }
 
     /// Waits for all work.
     fn synchronize(&mut self) -> Result<()>;

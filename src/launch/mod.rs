@@ -11,7 +11,7 @@ mod queue;
 #[cfg(test)]
 mod signature;
 
-pub use device::Device;
+pub use device::{Device, Recording};
 pub use operand::{
     Bf16, DeviceLimits, DropoutOperand, ElementType, Matrix, Pointer, Precision, int, or_null,
 };

@@ -29,7 +29,7 @@ pub enum Extent {
 }
 
 /// The numbers the extents of a program stand for: of one batch, or the capacity planned for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Extents {
     /// Tokens of the batch.
     pub tokens: usize,

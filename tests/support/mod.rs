@@ -13,9 +13,15 @@ pub mod tensors;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+/// The checkout that the tests were built in, or the working directory where prebuilt tests run without it.
+fn root() -> &'static Path {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if checkout.is_dir() { checkout } else { Path::new(".") }
+}
+
 /// A file or folder of the committed reference data, by its path relative to `tests/reference`.
 pub fn reference(relative: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(relative);
+    let path = root().join("tests/reference").join(relative);
     assert!(path.exists(), "{} is part of the repository but missing", path.display());
     path
 }
@@ -24,7 +30,7 @@ pub fn reference(relative: &str) -> PathBuf {
 /// `../shared` is absent, which is then reported as not run. Panics on absence when CI=true, and when `../shared` is
 /// there but the path is not.
 pub fn shared(relative: &str) -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let root = root().join("../shared");
     if root.is_dir() {
         let path = root.join(relative);
         assert!(path.exists(), "../shared is there, but {relative} is not in it");

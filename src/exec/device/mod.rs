@@ -7,8 +7,11 @@
 mod binding;
 mod dispatch;
 mod memory;
+#[cfg(test)]
+mod tests;
 mod types;
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,7 +22,7 @@ use self::memory::{Memory, Needs};
 use super::{Block, Executor, ProgramId};
 use crate::error::{Error, Result};
 use crate::launch::Pointer;
-use crate::launch::{Device, ElementType, Matrix, Precision, Queue, Step};
+use crate::launch::{Device, ElementType, Matrix, Precision, Queue, Recording, Step};
 use crate::ops::optimizer::cuda::{PieceTable, Pieces};
 use crate::program::{Element, Extents, ParameterLayout, Plan, Program, SlotId, Storage};
 
@@ -49,7 +52,12 @@ pub struct DeviceExecutor<D: Device> {
     scratch: Memory,
     programs: Vec<Prepared>,
     queue: Queue,
+    /// What ran before, by program, operations and batch size: from the second time on it is recorded.
+    recordings: HashMap<(usize, Range<usize>, Extents), Option<Recording>>,
 }
+
+/// Recordings that are kept; batches of ever new sizes would collect them without end.
+const MOST_RECORDINGS: usize = 64;
 
 impl<D: Device> DeviceExecutor<D> {
     /// An executor of kind `kind` ("cuda", "emulated") with zeroed parameters.
@@ -90,6 +98,7 @@ impl<D: Device> DeviceExecutor<D> {
             arena: Memory::NONE,
             scratch: Memory::NONE,
             programs: Vec::new(),
+            recordings: HashMap::new(),
         })
     }
 
@@ -205,6 +214,10 @@ impl<D: Device> DeviceExecutor<D> {
             free,
             fitting: (low > 0).then_some(low),
         })
+    }
+
+    fn forget_recordings(&mut self) -> Result<()> {
+        self.device.forget(self.recordings.drain().filter_map(|(_, recording)| recording).collect())
     }
 
     fn ensure_block(&mut self, block: Block) -> Result<()> {
@@ -324,6 +337,8 @@ impl<D: Device> Executor for DeviceExecutor<D> {
         let needs = self.needs(&plan, scratch, &blocks);
         self.check_memory(&program, &types, capacity, &needs, &blocks)?;
         self.device.load(&modules)?;
+        // Memory may move.
+        self.forget_recordings()?;
         for block in blocks {
             self.ensure_block(block)?;
         }
@@ -399,14 +414,32 @@ impl<D: Device> Executor for DeviceExecutor<D> {
         self.queue.clear();
         if self.shadow.bytes > 0 && self.shadow_is_stale {
             binding::refresh_shadow(&mut self.queue, &binding.addresses, self.layout.block_len());
+            self.device.run(self.queue.steps())?;
+            self.queue.clear();
+            self.shadow_is_stale = false;
+        }
+        let key = (id.0, range.clone(), *extents);
+        if let Some(Some(recording)) = self.recordings.get(&key) {
+            return self.device.replay(recording);
         }
         for op in &prepared.program.ops()[range] {
             dispatch::dispatch(op, &binding, pieces, &mut self.queue);
             self.queue.end_operation();
         }
-        self.device.run(self.queue.steps())?;
-        self.shadow_is_stale = false;
-        Ok(())
+        if self.recordings.len() >= MOST_RECORDINGS && !self.recordings.contains_key(&key) {
+            self.forget_recordings()?;
+        }
+        // Most batches have a size of their own: only what comes again is worth recording.
+        let recording = match self.recordings.get(&key) {
+            Some(_) => self.device.record(self.queue.steps())?,
+            None => None,
+        };
+        let outcome = match &recording {
+            Some(recording) => self.device.replay(recording),
+            None => self.device.run(self.queue.steps()),
+        };
+        self.recordings.insert(key, recording);
+        outcome
     }
 
     fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) -> Result<()> {
