@@ -168,9 +168,8 @@ impl<D: Device> DeviceExecutor<D> {
 
     /// Bytes beyond those held: the arena and scratch are replaced when they grow.
     fn beyond(&self, needs: &Needs) -> usize {
-        let growth = |wanted: usize, held: usize| if wanted > held { wanted - held } else { 0 };
-        growth(needs.arena, self.arena.bytes)
-            + growth(needs.scratch, self.scratch.bytes)
+        needs.arena.saturating_sub(self.arena.bytes)
+            + needs.scratch.saturating_sub(self.scratch.bytes)
             + needs.inputs
             + needs.ints
             + needs.blocks
