@@ -109,6 +109,9 @@ pub struct Session {
     executor: Box<dyn Executor>,
     /// Weights of the batch fed last.
     floats: Vec<f32>,
+    /// Derived from the batch being fed; kept, as `losses` is, so that a step allocates nothing.
+    ints: Vec<i32>,
+    losses: Vec<f32>,
 }
 
 impl Session {
@@ -116,7 +119,7 @@ impl Session {
     pub fn new(model: Model, device: Device) -> Result<Session> {
         let mut executor = device.executor(model.layout().clone())?;
         executor.write_block(Block::Parameters, &model.values)?;
-        Ok(Session { model, executor, floats: Vec::new() })
+        Ok(Session { model, executor, floats: Vec::new(), ints: Vec::new(), losses: Vec::new() })
     }
 
     /// The model. Its parameters are those it was loaded with until [`Session::into_model`].
@@ -167,7 +170,7 @@ impl Session {
     pub fn feed(&mut self, prepared: &Prepared, batch: &Batch, weighting: Weighting) -> Result<Extents> {
         batch.check(&limits(&self.model))?;
         check_targets(&self.model, batch)?;
-        let Session { executor, floats, model, .. } = self;
+        let Session { executor, floats, ints, model, .. } = self;
         let (id, inputs) = (prepared.id, &prepared.slots.inputs);
         let mut write = |slot: Option<SlotId>, values: &[i32]| match slot {
             Some(slot) => executor.write_ints(id, slot, values),
@@ -176,14 +179,16 @@ impl Session {
         write(Some(inputs.input_ids), &batch.input_ids)?;
         write(Some(inputs.cu_seqlens), &batch.cu_seqlens)?;
         write(inputs.token_type_ids, &batch.token_type_ids)?;
-        write(Some(inputs.positions), &model::positions(model.config(), &batch.cu_seqlens)?)?;
+        model::positions(model.config(), &batch.cu_seqlens, ints)?;
+        write(Some(inputs.positions), ints)?;
         let mut targets = 0;
         if let Targets::Tokens { positions, labels } = &batch.targets {
             write(inputs.rows, positions)?;
             write(inputs.labels, labels)?;
             targets = positions.len();
         } else {
-            write(inputs.rows, &model::answer_rows(model.config(), &batch.cu_seqlens)?)?;
+            model::answer_rows(model.config(), &batch.cu_seqlens, ints)?;
+            write(inputs.rows, ints)?;
         }
         match &batch.targets {
             Targets::Classes(classes) => write(inputs.labels, classes)?,
@@ -244,10 +249,10 @@ impl Session {
         let Some(losses) = prepared.slots.losses else {
             return Err(Error::shape(prepared.slots.program.name(), "was emitted without a loss"));
         };
-        let mut values = Vec::new();
-        self.executor.read(prepared.id, losses, extents, &mut values)?;
+        self.executor.read(prepared.id, losses, extents, &mut self.losses)?;
         fill_weights(batch, weighting, &mut self.floats);
-        let loss: f64 = values.iter().zip(&self.floats).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum();
+        let loss: f64 =
+            self.losses.iter().zip(&self.floats).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum();
         if !loss.is_finite() {
             return Err(Error::NotFinite { what: "the loss".into(), value: loss, place: place() });
         }

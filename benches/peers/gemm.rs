@@ -1,6 +1,6 @@
 //! Products of BERT's shapes, plain and with the epilogue of the feed-forward block; thin ones.
 
-use crate::contest::Workload;
+use crate::contest::{Entry, Peer, Workload};
 use crate::support::{PRODUCTS, Product, random};
 use secateur::ops::ViewMut;
 use secateur::ops::activation::Activation;
@@ -18,19 +18,29 @@ const SMALL: [Product; 6] = [
     Product { transpose_a: true, transpose_b: false, m: 2, n: 768, k: 4096 },
 ];
 
-pub fn workloads() -> impl Iterator<Item = Workload> {
-    let plain = PRODUCTS.into_iter().chain(SMALL).map(product);
-    plain.chain([(4096, 3072, 768), (4096, 1536, 384)].into_iter().map(|(m, n, k)| linear_gelu(m, n, k)))
+pub fn entries() -> impl Iterator<Item = Entry> {
+    let entry = |product: Product, asked| Entry {
+        name: format!("gemm {}", product.name()),
+        build: Box::new(move || self::product(product, asked)),
+    };
+    let linear = |(m, n, k)| Entry {
+        name: format!("linear-gelu {m} {n} {k}"),
+        build: Box::new(move || linear_gelu(m, n, k)),
+    };
+    let large = PRODUCTS.into_iter().map(move |product| entry(product, Some(0.9)));
+    let small = SMALL.into_iter().map(move |product| entry(product, None));
+    large.chain(small).chain([(4096, 3072, 768), (4096, 1536, 384)].map(linear))
 }
 
-fn product(product: Product) -> Workload {
+fn product(product: Product, asked: Option<f64>) -> Workload {
     let a = Rc::new(random(product.m * product.k, 1));
     let b = Rc::new(random(product.k * product.n, 2));
     let c = Rc::new(RefCell::new(vec![0.0; product.m * product.n]));
     let (a_peer, b_peer, c_peer) = (a.clone(), b.clone(), c.clone());
+    let name = format!("gemm {}", product.name());
     Workload {
-        name: format!("gemm {}", product.name()),
-        flop: product.flop(),
+        work: product.flop() / 1e9,
+        unit: "GFLOP",
         ours: vec![
             (
                 "secateur",
@@ -46,7 +56,8 @@ fn product(product: Product) -> Workload {
                 Box::new(move || product.by_gemm_crate(&a_peer, &b_peer, &mut c_peer.borrow_mut())),
             ),
         ],
-        peer: "PyTorch",
+        peers: vec![Peer { name: "PyTorch", command: name.clone(), asked }],
+        name,
     }
 }
 
@@ -54,9 +65,10 @@ fn linear_gelu(m: usize, n: usize, k: usize) -> Workload {
     let product = Product { transpose_a: false, transpose_b: true, m, n, k };
     let (x, weight, bias) = (random(m * k, 1), random(n * k, 2), random(n, 3));
     let mut y = vec![0.0; m * n];
+    let name = format!("linear-gelu {m} {n} {k}");
     Workload {
-        name: format!("linear-gelu {m} {n} {k}"),
-        flop: product.flop(),
+        work: product.flop() / 1e9,
+        unit: "GFLOP",
         ours: vec![(
             "secateur",
             Box::new(move || {
@@ -69,6 +81,7 @@ fn linear_gelu(m: usize, n: usize, k: usize) -> Workload {
                 cpu::gemm(product.a(&x), false, product.b(&weight), true, &mut y, epilogue);
             }),
         )],
-        peer: "PyTorch",
+        peers: vec![Peer { name: "PyTorch", command: name.clone(), asked: None }],
+        name,
     }
 }

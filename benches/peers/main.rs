@@ -3,41 +3,47 @@
 //!
 //! ```text
 //! tools/peers/setup                                    once: the Python packages
-//! cargo bench --bench peers -- gemm                    all workloads whose name contains "gemm"
+//! cargo bench --bench peers -- gemm MRPC               all workloads whose name contains "gemm" or "MRPC"
 //! cargo bench --bench peers -- --threads 1 --rounds 21 --csv gemm.csv gemm
 //! ```
 //!
-//! A round counts only if other processes used no more of the machine than the cores we leave them, plus 4 % of one; the
-//! raw file has every round, with what was used.
+//! A round counts only if other processes used no more of the processors this one may run on than we leave them, plus 4 %
+//! of one; the raw file has every round, with what was used. The built bench needs nothing beside it but a Python with torch,
+//! transformers, onnxruntime and onnxscript, named by `SECATEUR_PEERS_PYTHON`.
 
 mod contest;
+mod dual_cp;
 mod gemm;
 mod machine;
+mod model;
+mod record;
 #[path = "../support/mod.rs"]
 mod support;
 mod worker;
 
 use clap::Parser;
-use contest::{Contest, Outcome};
+use contest::Contest;
 use std::path::PathBuf;
 use worker::Worker;
 
 /// Times secateur against its peers.
 #[derive(Parser)]
 struct Arguments {
-    /// Only workloads whose name contains this.
-    #[arg(default_value = "")]
-    filter: String,
+    /// Only workloads whose name contains one of these; all if there is none.
+    filters: Vec<String>,
     /// Quiet rounds to collect for each workload.
     #[arg(long, default_value_t = 11)]
     rounds: usize,
     /// Give up on a workload after this many rounds, quiet or not.
     #[arg(long, default_value_t = 60)]
     most_rounds: usize,
-    /// Threads of every contestant; all cores if not given.
+    /// Go on to the next workload after this many seconds, once there are three rounds.
+    #[arg(long, default_value_t = f64::INFINITY)]
+    most_seconds: f64,
+    /// Threads of every contestant; all processors this process may run on if not given.
     #[arg(long)]
     threads: Option<usize>,
-    /// Cores that other processes may use in a round that counts; those we leave free plus 0.04 if not given.
+    /// Processors that others may use in a round that counts; those we leave free plus 0.04 if not given.
     #[arg(long)]
     foreign: Option<f64>,
     /// Seconds each contestant gets in a round.
@@ -46,6 +52,12 @@ struct Arguments {
     /// Every round, quiet or not, as CSV.
     #[arg(long)]
     csv: Option<PathBuf>,
+    /// The record, as Markdown.
+    #[arg(long)]
+    record: Option<PathBuf>,
+    /// Names of the workloads, nothing else.
+    #[arg(long)]
+    list: bool,
     /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -56,9 +68,35 @@ fn main() {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads.unwrap_or(cores);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("first use of rayon");
+    if arguments.filters == [dual_cp::ONCE] {
+        return dual_cp::once();
+    }
+    let wanted = |name: &str| {
+        arguments.filters.is_empty() || arguments.filters.iter().any(|filter| name.contains(filter))
+    };
+    let entries = gemm::entries().chain(model::entries()).filter(|entry| wanted(&entry.name));
+    if arguments.list {
+        entries.for_each(|entry| println!("{}", entry.name));
+        println!("{}", dual_cp::NAME);
+        return;
+    }
+    let contest = Contest {
+        seconds: arguments.seconds,
+        rounds: arguments.rounds,
+        most_rounds: arguments.most_rounds,
+        most_seconds: arguments.most_seconds,
+        allowed_foreign: arguments.foreign.unwrap_or((cores - threads.min(cores)) as f64 + 0.04),
+    };
     let mut worker = Worker::start(threads);
-    println!("{}; {threads} threads; {}", machine::describe(), worker.versions());
-    println!("{:<28} {:>16} {:>10} {:>9} {:>17}", "workload", "contestant", "median", "rate", "time / ours");
+    let mut text = record::header(&machine::describe(), threads, &worker.versions());
+    print!("{text}");
+    let mut show = |section: String| {
+        print!("{section}");
+        text += &section;
+        if let Some(path) = &arguments.record {
+            record::write(path, &text);
+        }
+    };
     let mut raw = arguments.csv.as_ref().map(|path| {
         let mut writer = csv::Writer::from_path(path).expect("the CSV file can be created");
         writer
@@ -66,17 +104,15 @@ fn main() {
             .expect("write");
         writer
     });
-    for workload in gemm::workloads().filter(|workload| workload.name.contains(&arguments.filter)) {
-        let contest = Contest {
-            seconds: arguments.seconds,
-            rounds: arguments.rounds,
-            most_rounds: arguments.most_rounds,
-            allowed_foreign: arguments.foreign.unwrap_or((cores - threads.min(cores)) as f64 + 0.04),
-        };
-        let outcome: Outcome = contest.run(workload, &mut worker);
-        outcome.print();
+    for entry in entries {
+        let outcome = contest.run((entry.build)(), &mut worker);
+        show(record::rows(&outcome));
         if let Some(writer) = &mut raw {
             outcome.write(writer, threads).expect("write");
         }
+    }
+    drop(worker);
+    if wanted(dual_cp::NAME) {
+        show(dual_cp::report(arguments.rounds.min(3), threads));
     }
 }

@@ -268,9 +268,8 @@ macro_rules! kernels {
                     }
                     Op::ClipFactor { max_norm, norm } => {
                         let gradients = bind.block(Block::Gradients);
-                        let trained: Vec<&[Float]> =
-                            bind.trained_parameters().map(|(_, range)| &gradients[range]).collect();
-                        let total = optimizer::$flavour::global_norm(&trained);
+                        let trained = bind.trained_parameters().map(|(_, range)| &gradients[range]);
+                        let total = optimizer::$flavour::global_norm(trained);
                         let out = bind.slice_mut(*norm);
                         out[0] = total as Float;
                         out[1] = optimizer::clip_factor(f64::from(*max_norm), total) as Float;

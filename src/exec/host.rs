@@ -203,9 +203,10 @@ impl<K: Kernels> Executor for HostExecutor<K> {
             blocks: [0, 1, 2, 3].map(|i| (self.blocks[i].pointer(), self.blocks[i].len())),
             executor: PhantomData,
         };
-        for op in &prepared.program.ops()[range] {
-            K::run(op, &binding);
-        }
+        let ops = &prepared.program.ops()[range];
+        // On a worker of the pool: operations then hand pieces of work to its neighbours, which are still looking for more
+        // from the operation before, instead of waking the pool and sleeping themselves once for each operation.
+        rayon::scope(move |_| ops.iter().for_each(|op| K::run(op, &binding)));
         Ok(())
     }
 
@@ -255,6 +256,10 @@ pub struct Binding<'a, T> {
     blocks: [(*mut T, usize); 4],
     executor: PhantomData<&'a mut T>,
 }
+
+// SAFETY: the pointers lead to the buffers of an executor that is borrowed exclusively for 'a, so a binding may move to
+// another thread as that borrow may.
+unsafe impl<T: Send> Send for Binding<'_, T> {}
 
 impl<'a, T: Elem> Binding<'a, T> {
     /// The parameter table.

@@ -117,15 +117,16 @@ impl Model {
     }
 }
 
-/// Token that answers for each sequence of an unpadded batch: the first of an encoder, the last of a causal model.
-/// An empty sequence has none and fails.
-pub fn answer_rows(config: &ModelConfig, cu_seqlens: &[i32]) -> Result<Vec<i32>> {
-    let rows = cu_seqlens.windows(2).enumerate().map(|(sequence, bounds)| {
+/// Replaces the content of `rows` by the token that answers for each sequence of an unpadded batch: the first of an
+/// encoder, the last of a causal model. An empty sequence has none and fails.
+pub fn answer_rows(config: &ModelConfig, cu_seqlens: &[i32], rows: &mut Vec<i32>) -> Result<()> {
+    rows.clear();
+    for (sequence, bounds) in cu_seqlens.windows(2).enumerate() {
         if bounds[1] <= bounds[0] {
             let what = format!("sequence {sequence} of the batch");
             return Err(crate::Error::shape(what, "is empty: no token can answer for it"));
         }
-        Ok(if config.family.is_causal() { bounds[1] - 1 } else { bounds[0] })
-    });
-    rows.collect()
+        rows.push(if config.family.is_causal() { bounds[1] - 1 } else { bounds[0] });
+    }
+    Ok(())
 }

@@ -11,13 +11,16 @@ use rayon::prelude::*;
 
 use super::ViewMut;
 
-/// Elements touched below which starting another thread costs more than it saves.
+/// Elements of a piece of work.
 const GRAIN: usize = 16 * 1024;
+
+/// Elements touched below which another thread costs more than it saves: some 20 µs of work, about what waking one takes.
+const ALONE: usize = 2 * GRAIN;
 
 /// Calls `body` with consecutive ranges that cover `0..rows`, in parallel; `cost` is elements a row.
 pub(crate) fn rows(rows: usize, cost: usize, body: impl Fn(Range<usize>) + Sync) {
     let step = (GRAIN / cost.max(1)).max(1);
-    if rows <= step {
+    if rows.saturating_mul(cost) <= ALONE {
         if rows > 0 {
             body(0..rows);
         }
@@ -30,7 +33,7 @@ pub(crate) fn rows(rows: usize, cost: usize, body: impl Fn(Range<usize>) + Sync)
 /// `cost` is elements a column.
 pub(crate) fn columns(cols: usize, cost: usize, body: impl Fn(Range<usize>) + Sync) {
     let step = (GRAIN / cost.max(1)).max(64).next_multiple_of(64);
-    if cols <= step {
+    if cols <= step || cols.saturating_mul(cost) <= ALONE {
         if cols > 0 {
             body(0..cols);
         }

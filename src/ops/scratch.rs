@@ -3,18 +3,26 @@
 use std::cell::Cell;
 use std::thread::LocalKey;
 
+/// Buffers that are not in use. A nested call on the same thread (an operation that runs on a worker of the pool shares it
+/// with its own pieces of work) takes another one, and each call of a repeated nest finds the buffer it had before.
+type Spare<T> = Cell<Vec<Vec<T>>>;
+
 thread_local! {
-    static FLOATS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static DOUBLES: Cell<Vec<f64>> = const { Cell::new(Vec::new()) };
-    static PIECES: Cell<Vec<(u32, u32)>> = const { Cell::new(Vec::new()) };
+    static FLOATS: Spare<f32> = const { Cell::new(Vec::new()) };
+    static DOUBLES: Spare<f64> = const { Cell::new(Vec::new()) };
+    static PIECES: Spare<(u32, u32)> = const { Cell::new(Vec::new()) };
+    static INDICES: Spare<u32> = const { Cell::new(Vec::new()) };
 }
 
-/// Takes the buffer for the time of `body`. A nested call on the same thread (work stealing can cause one)
-/// finds an empty buffer and makes its own.
-fn lend<T, R>(cell: &'static LocalKey<Cell<Vec<T>>>, body: impl FnOnce(&mut Vec<T>) -> R) -> R {
-    let mut buffer = cell.take();
+/// Takes a buffer for the time of `body`.
+fn lend<T, R>(cell: &'static LocalKey<Spare<T>>, body: impl FnOnce(&mut Vec<T>) -> R) -> R {
+    let mut spare = cell.take();
+    let mut buffer = spare.pop().unwrap_or_default();
+    cell.set(spare);
     let result = body(&mut buffer);
-    cell.set(buffer);
+    let mut spare = cell.take();
+    spare.push(buffer);
+    cell.set(spare);
     result
 }
 
@@ -41,6 +49,14 @@ pub(crate) fn with_doubles<R>(len: usize, body: impl FnOnce(&mut [f64]) -> R) ->
 /// Calls `body` with an empty list of this thread's, to fill with pieces of work.
 pub(crate) fn with_pieces<R>(body: impl FnOnce(&mut Vec<(u32, u32)>) -> R) -> R {
     lend(&PIECES, |list| {
+        list.clear();
+        body(list)
+    })
+}
+
+/// Calls `body` with an empty list of this thread's, to fill with indices.
+pub(crate) fn with_indices<R>(body: impl FnOnce(&mut Vec<u32>) -> R) -> R {
+    lend(&INDICES, |list| {
         list.clear();
         body(list)
     })

@@ -92,8 +92,9 @@ fn lockstep_names_the_operation_that_is_wrong() {
     let ids = [reference.prepare(program.clone(), capacity), cpu.prepare(program.clone(), capacity)];
     let [reference_id, cpu_id] = ids.map(|id| id.expect("prepared"));
     let inputs = architecture.emit(Mode::EVALUATE, &options).expect("emits").inputs;
-    let positions = secateur::model::positions(&architecture.config, &batch.cu_seqlens).expect("positions");
-    let rows = secateur::model::answer_rows(&architecture.config, &batch.cu_seqlens).expect("rows");
+    let (mut positions, mut rows) = (Vec::new(), Vec::new());
+    secateur::model::positions(&architecture.config, &batch.cu_seqlens, &mut positions).expect("positions");
+    secateur::model::answer_rows(&architecture.config, &batch.cu_seqlens, &mut rows).expect("rows");
     for (executor, id) in [(&mut reference as &mut dyn Executor, reference_id), (&mut cpu, cpu_id)] {
         let mut write = |slot, values: &[i32]| executor.write_ints(id, slot, values).expect("an input");
         write(inputs.input_ids, &batch.input_ids);

@@ -293,7 +293,7 @@ fn adamw_matches_torch_over_four_steps() {
                 weight_decay,
                 bias_correction1: bias_correction(beta1, step),
                 bias_correction2: bias_correction(beta2, step),
-                clip_factor: clip_factor(max_norm, optimizer::reference::global_norm(&[&grad])),
+                clip_factor: clip_factor(max_norm, optimizer::reference::global_norm([&grad[..]])),
                 form: AdamWForm::Torch,
             };
             optimizer::reference::adamw(&mut param, &grad, &mut m, &mut v, &settings, None);

@@ -262,11 +262,11 @@ impl ModelConfig {
     }
 }
 
-/// Row of the position embedding for every token of an unpadded batch with row offsets `cu_seqlens [B + 1]`.
-/// Fails on a sequence longer than [`ModelConfig::max_length`].
-pub fn positions(config: &ModelConfig, cu_seqlens: &[i32]) -> Result<Vec<i32>> {
+/// Replaces the content of `positions` by the row of the position embedding for every token of an unpadded batch with row
+/// offsets `cu_seqlens [B + 1]`. Fails on a sequence longer than [`ModelConfig::max_length`].
+pub fn positions(config: &ModelConfig, cu_seqlens: &[i32], positions: &mut Vec<i32>) -> Result<()> {
     let offset = config.position_offset() as i32;
-    let mut positions = Vec::with_capacity(cu_seqlens.last().map_or(0, |&tokens| tokens.max(0) as usize));
+    positions.clear();
     for (sequence, bounds) in cu_seqlens.windows(2).enumerate() {
         let length = i64::from(bounds[1]) - i64::from(bounds[0]);
         if length < 0 || length > config.max_length() as i64 {
@@ -276,5 +276,5 @@ pub fn positions(config: &ModelConfig, cu_seqlens: &[i32]) -> Result<Vec<i32>> {
         }
         positions.extend((0..length as i32).map(|position| position + offset));
     }
-    Ok(positions)
+    Ok(())
 }

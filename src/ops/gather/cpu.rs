@@ -65,6 +65,20 @@ pub fn add_in_place(mut y: ViewMut<f32>, x: View<f32>) {
 /// `y = value` everywhere.
 pub fn fill(mut y: ViewMut<f32>, value: f32) {
     let (rows, cols) = (y.rows(), y.cols());
+    if y.ld() == cols {
+        // One row: whole pieces are set at once, zeros by `memset`, which need not read what it overwrites.
+        let y = Shared::slice(y.data_mut());
+        parallel::rows(rows * cols, 1, |range| {
+            // SAFETY: the ranges are disjoint.
+            let piece = unsafe { y.range_mut(range) };
+            if value.to_bits() == 0 {
+                piece.fill(0.0);
+            } else {
+                piece.fill(value);
+            }
+        });
+        return;
+    }
     let y = Shared::new(&mut y);
     parallel::rows(rows, cols, |range| {
         for t in range {

@@ -17,7 +17,7 @@ pub use column_sums::column_sums;
 
 use super::{Epilogue, Shape};
 use crate::ops::simd::{Level, level};
-use crate::ops::{View, ViewMut, parallel};
+use crate::ops::{View, ViewMut, parallel, scratch};
 use block::{Compiled, Job, Method, Task};
 use finish::Finish;
 use pack::{Operand, Positions};
@@ -67,19 +67,37 @@ pub fn gemm_with(
     }
 }
 
-/// Indices where a mask is not 0; `None` if that is everywhere, so that an all-ones mask takes the same path as none.
-fn live(mask: Option<&[f32]>) -> Option<Vec<u32>> {
-    let mask = mask?;
+/// Calls `body` with the indices where a mask is not 0; `None` if that is everywhere, so that an all-ones mask takes the
+/// same path as none.
+fn with_live<R>(mask: Option<&[f32]>, body: impl FnOnce(Option<&[u32]>) -> R) -> R {
+    let Some(mask) = mask.filter(|mask| mask.contains(&0.0)) else { return body(None) };
     assert!(u32::try_from(mask.len()).is_ok(), "masks index with 32 bits");
-    mask.contains(&0.0).then(|| (0..mask.len() as u32).filter(|&i| mask[i as usize] != 0.0).collect())
+    scratch::with_indices(|live| {
+        live.extend((0..mask.len() as u32).filter(|&i| mask[i as usize] != 0.0));
+        body(Some(live))
+    })
 }
 
 fn product<S: Compiled>(shape: Shape, a: Operand, b: Operand, c: &mut ViewMut<f32>, epilogue: Epilogue<f32>) {
-    let Shape { m, n, k } = shape;
     let computed = epilogue.neuron_mask.filter(|_| !epilogue.compute_masked);
-    let (live_columns, live_depth) = (live(computed), live(epilogue.inner_mask));
-    let depth = live_depth.as_ref().map_or(k, Vec::len);
-    let columns = live_columns.as_ref().map_or(n, Vec::len);
+    let inner = epilogue.inner_mask;
+    with_live(computed, |columns| {
+        with_live(inner, |depth| masked_product::<S>(shape, a, b, c, epilogue, columns, depth));
+    });
+}
+
+fn masked_product<S: Compiled>(
+    shape: Shape,
+    a: Operand,
+    b: Operand,
+    c: &mut ViewMut<f32>,
+    epilogue: Epilogue<f32>,
+    live_columns: Option<&[u32]>,
+    live_depth: Option<&[u32]>,
+) {
+    let Shape { m, n, k } = shape;
+    let depth = live_depth.map_or(k, <[u32]>::len);
+    let columns = live_columns.map_or(n, <[u32]>::len);
     let method = if a.depth_contiguous && b.depth_contiguous && m.min(n) <= THIN && live_depth.is_none() {
         Method::Dots
     } else if !b.depth_contiguous && m <= THICK && live_columns.is_none() && live_depth.is_none() {
@@ -94,8 +112,8 @@ fn product<S: Compiled>(shape: Shape, a: Operand, b: Operand, c: &mut ViewMut<f3
         c: c.as_mut_ptr(),
         ldc: c.ld(),
         n,
-        depth: Positions { live: live_depth.as_deref(), range: 0..depth },
-        live: live_columns.as_deref(),
+        depth: Positions { live: live_depth, range: 0..depth },
+        live: live_columns,
         accumulate: epilogue.accumulate,
         finish: Finish::new(epilogue),
     };

@@ -1,4 +1,4 @@
-//! The optimiser in f32: one pass over memory.
+//! The optimiser in f32: one pass over memory, less of it where nothing has happened yet.
 
 use super::{AdamW, kept};
 use crate::ops::parallel::{self, Shared};
@@ -26,7 +26,7 @@ simd_fn! {
 }
 
 /// √Σ g² over all blocks.
-pub fn global_norm(blocks: &[&[f32]]) -> f64 {
+pub fn global_norm<'a>(blocks: impl IntoIterator<Item = &'a [f32]>) -> f64 {
     let mut total = 0.0;
     for block in blocks {
         let pieces = block.len().div_ceil(PIECE);
@@ -44,9 +44,14 @@ pub fn global_norm(blocks: &[&[f32]]) -> f64 {
     total.sqrt()
 }
 
+/// Elements that are passed over together where nothing moves them.
+const GROUP: usize = 64;
+
 /// [`AdamW`] and its derived scalars, rounded to f32.
 #[derive(Clone, Copy)]
 struct Rounded {
+    /// Whether a parameter whose gradient and moments are 0 keeps its bits.
+    rests: bool,
     beta1: f32,
     beta2: f32,
     rest1: f32,
@@ -61,12 +66,24 @@ struct Rounded {
 
 simd_fn! {
     fn step<I>(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], s: Rounded) {
-        for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
-            let g = g * s.clip_factor;
-            *m = I::mul_add(s.beta1, *m, s.rest1 * g);
-            *v = I::mul_add(s.beta2, *v, s.rest2 * g * g);
-            let update = s.rate * *m / I::mul_add(v.sqrt(), s.root, s.eps);
-            *p = I::mul_add(*p, s.decay_before, -update) * s.decay_after;
+        let groups = param.chunks_mut(GROUP).zip(grad.chunks(GROUP));
+        for (((param, grad), m), v) in groups.zip(m.chunks_mut(GROUP)).zip(v.chunks_mut(GROUP)) {
+            // Embeddings of tokens that never occurred: most of a vocabulary in fine-tuning. Reading 12 bytes shows that the
+            // other 16 need not move.
+            let mut bits = 0;
+            for ((g, m), v) in grad.iter().zip(&*m).zip(&*v) {
+                bits |= g.to_bits() | m.to_bits() | v.to_bits();
+            }
+            if s.rests && bits == 0 {
+                continue;
+            }
+            for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
+                let g = g * s.clip_factor;
+                *m = I::mul_add(s.beta1, *m, s.rest1 * g);
+                *v = I::mul_add(s.beta2, *v, s.rest2 * g * g);
+                let update = s.rate * *m / I::mul_add(v.sqrt(), s.root, s.eps);
+                *p = I::mul_add(*p, s.decay_before, -update) * s.decay_after;
+            }
         }
     }
 }
@@ -85,7 +102,12 @@ pub fn adamw(
     assert_eq!((grad.len(), m.len(), v.len()), (len, len, len));
     assert!(keep.is_none_or(|keep| keep.len() >= len.div_ceil(64)));
     let scalars = settings.scalars();
+    let finite = settings.clip_factor.is_finite() && scalars.rate.is_finite() && scalars.root.is_finite();
     let rounded = Rounded {
+        rests: finite
+            && settings.eps as f32 > 0.0
+            && scalars.decay_before == 1.0
+            && scalars.decay_after == 1.0,
         beta1: settings.beta1 as f32,
         beta2: settings.beta2 as f32,
         rest1: (1.0 - settings.beta1) as f32,

@@ -3,8 +3,8 @@
 use super::{AdamW, AdamWForm, kept};
 
 /// √Σ g² over all blocks.
-pub fn global_norm(blocks: &[&[f64]]) -> f64 {
-    blocks.iter().flat_map(|block| block.iter()).map(|g| g * g).sum::<f64>().sqrt()
+pub fn global_norm<'a>(blocks: impl IntoIterator<Item = &'a [f64]>) -> f64 {
+    blocks.into_iter().flatten().map(|g| g * g).sum::<f64>().sqrt()
 }
 
 /// One step on a range of parameters; all slices have its length. Where `keep` (a bit set over the range)
