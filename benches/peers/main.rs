@@ -68,6 +68,11 @@ fn main() {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads.unwrap_or(cores);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("first use of rayon");
+    // On a worker of the pool, where executors run operations too.
+    rayon::scope(|_| run(&arguments, cores, threads));
+}
+
+fn run(arguments: &Arguments, cores: usize, threads: usize) {
     if arguments.filters == [dual_cp::ONCE] {
         return dual_cp::once();
     }

@@ -8,35 +8,53 @@
 
 use std::f64::consts::TAU;
 
+use rayon::prelude::*;
+
 use super::Architecture;
 use super::config::Family;
 use super::parameters::SublayerParameters;
 use crate::ops::dropout::philox;
 use crate::program::ParameterId;
 
-/// Fills `count` values from N(0, 1): Box–Muller on Philox words, in f64.
-fn normals(seed: u64, stream: &str, count: usize) -> impl Iterator<Item = f64> {
-    let mut hash = blake3::Hasher::new();
-    hash.update(b"initialise").update(&seed.to_le_bytes()).update(stream.as_bytes());
-    let digest = *hash.finalize().as_bytes();
-    let word = |i: usize| {
-        u32::from_le_bytes([digest[4 * i], digest[4 * i + 1], digest[4 * i + 2], digest[4 * i + 3]])
-    };
-    let key = [word(0), word(1)];
-    let tail = [word(2), word(3)];
-    let pair = move |a: u32, b: u32| {
-        // Uniform on (0, 1): the half keeps the logarithm finite.
-        let unit = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
-        let radius = (-2.0 * libm::log(unit(a))).sqrt();
-        let angle = TAU * unit(b);
-        [radius * libm::cos(angle), radius * libm::sin(angle)]
-    };
-    (0..count.div_ceil(4) as u64)
-        .flat_map(move |block| {
-            let [a, b, c, d] = philox([block as u32, (block >> 32) as u32, tail[0], tail[1]], key);
-            pair(a, b).into_iter().chain(pair(c, d))
-        })
-        .take(count)
+/// Elements drawn by one piece of work.
+const PIECE: usize = 64 * 1024;
+
+/// Values of N(0, 1) by number: Box–Muller on Philox words, in f64.
+#[derive(Clone, Copy)]
+struct Normals {
+    key: [u32; 2],
+    tail: [u32; 2],
+}
+
+impl Normals {
+    fn new(seed: u64, stream: &str) -> Normals {
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"initialise").update(&seed.to_le_bytes()).update(stream.as_bytes());
+        let digest = *hash.finalize().as_bytes();
+        let word = |i: usize| {
+            u32::from_le_bytes([digest[4 * i], digest[4 * i + 1], digest[4 * i + 2], digest[4 * i + 3]])
+        };
+        Normals { key: [word(0), word(1)], tail: [word(2), word(3)] }
+    }
+
+    /// Values `first ..` of the stream.
+    fn from(self, first: usize) -> impl Iterator<Item = f64> {
+        let pair = |a: u32, b: u32| {
+            // Uniform on (0, 1): the half keeps the logarithm finite.
+            let unit = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
+            let radius = (-2.0 * libm::log(unit(a))).sqrt();
+            let angle = TAU * unit(b);
+            [radius * libm::cos(angle), radius * libm::sin(angle)]
+        };
+        let blocks = (first / 4) as u64..;
+        blocks
+            .flat_map(move |block| {
+                let counter = [block as u32, (block >> 32) as u32, self.tail[0], self.tail[1]];
+                let [a, b, c, d] = philox(counter, self.key);
+                pair(a, b).into_iter().chain(pair(c, d))
+            })
+            .skip(first % 4)
+    }
 }
 
 impl Architecture {
@@ -52,12 +70,17 @@ impl Architecture {
             return;
         }
         let sigma = self.initial_deviation(id);
-        let mut normals = normals(seed, &parameter.name, parameter.len());
-        for row in block.chunks_mut(parameter.ld()) {
-            for (value, z) in row[..parameter.cols].iter_mut().zip(&mut normals) {
-                *value = (sigma * z) as f32;
+        let normals = Normals::new(seed, &parameter.name);
+        let (cols, ld) = (parameter.cols, parameter.ld());
+        let rows = (PIECE / ld.max(1)).max(1);
+        block.par_chunks_mut((rows * ld).max(1)).enumerate().for_each(|(piece, block)| {
+            let mut normals = normals.from(piece * rows * cols);
+            for row in block.chunks_mut(ld) {
+                for (value, z) in row[..cols].iter_mut().zip(&mut normals) {
+                    *value = (sigma * z) as f32;
+                }
             }
-        }
+        });
         if let Some(row) = self.padding_row(id) {
             let start = row * parameter.ld();
             if let Some(row) = block.get_mut(start..start + parameter.ld()) {
@@ -84,5 +107,20 @@ impl Architecture {
         let padded = id == embeddings.word && self.config.family != Family::Gpt2
             || id == embeddings.position && self.config.family == Family::Roberta;
         self.config.pad_token.filter(|_| padded).map(|pad| pad as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Normals;
+
+    #[test]
+    fn a_stream_continues_where_another_piece_of_it_ended() {
+        let stream = Normals::new(7, "tensor");
+        let whole: Vec<f64> = stream.from(0).take(40).collect();
+        for first in 0..17 {
+            let part: Vec<f64> = stream.from(first).take(20).collect();
+            assert_eq!(part, whole[first..first + 20]);
+        }
     }
 }
