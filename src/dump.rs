@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 
 use crate::data::{Batch, Example, Target};
 use crate::error::{Error, Result};
-use crate::model::{EmitOptions, Head, Logits, ModelConfig};
+use crate::model::{EmitOptions, Head, Logits};
 use crate::program::{Extents, Mode, SlotId};
 use crate::progress::Progress;
-use crate::prune::{LayerWidths, UnitMasks};
-use crate::session::{Prepared, Session, Weighting};
+use crate::prune::UnitMasks;
+use crate::session::{self, Prepared, Session, Weighting};
 use crate::train::update::zero_gradients;
 
 /// What to compute besides the forward pass.
@@ -51,13 +51,15 @@ pub fn dump(
         return Err(Error::usage("gradients need labels in the inputs and a model with a head"));
     }
     let batches = consecutive(&examples, options.token_budget);
+    let lengths: Vec<usize> = examples.iter().map(Example::length).collect();
+    let capacity = session::capacity(&batches, &lengths);
     let mut tensors = BTreeMap::new();
-    forward(session, &examples, &batches, labelled, options, progress, &mut tensors)?;
+    forward(session, &examples, &batches, capacity, labelled, options, progress, &mut tensors)?;
     if options.gradients {
-        gradients(session, &examples, &batches, options, progress, &mut tensors)?;
+        gradients(session, &examples, &batches, capacity, options, progress, &mut tensors)?;
     }
     if options.mask_gradients {
-        mask_gradients(session, &examples, &batches, options, progress, &mut tensors)?;
+        mask_gradients(session, &examples, &batches, capacity, options, progress, &mut tensors)?;
     }
     Ok(tensors)
 }
@@ -79,23 +81,6 @@ fn consecutive(examples: &[Example], budget: usize) -> Vec<Vec<usize>> {
     batches
 }
 
-/// Extents that cover every batch.
-fn capacity(examples: &[Example], batches: &[Vec<usize>]) -> Extents {
-    let mut most = Extents::default();
-    for rows in batches {
-        let lengths = rows.iter().map(|&row| examples[row].length());
-        most.tokens = most.tokens.max(lengths.clone().sum());
-        most.longest = most.longest.max(lengths.max().unwrap_or(0));
-        most.sequences = most.sequences.max(rows.len());
-    }
-    most.targets = most.tokens;
-    most
-}
-
-fn widths(config: &ModelConfig) -> Vec<LayerWidths> {
-    config.layers.iter().map(|layer| LayerWidths { heads: layer.heads, neurons: layer.neurons }).collect()
-}
-
 /// Emits and prepares; masks given or needed are written, ones where none were given.
 fn prepare(
     session: &mut Session,
@@ -108,7 +93,7 @@ fn prepare(
     (emit.head_masks, emit.neuron_masks) = (needed, needed);
     let prepared = session.prepare(mode, &emit, capacity)?;
     if needed {
-        let widths = widths(session.model().config());
+        let widths = session.model().config().widths();
         let ones = UnitMasks::ones(&widths);
         let masks = masks.as_ref().unwrap_or(&ones);
         masks.check_widths(&widths)?;
@@ -121,6 +106,7 @@ fn forward(
     session: &mut Session,
     examples: &[Example],
     batches: &[Vec<usize>],
+    capacity: Extents,
     labelled: bool,
     options: &DumpOptions,
     progress: &Progress,
@@ -134,7 +120,7 @@ fn forward(
         keep_hooks: options.hooks,
         ..EmitOptions::default()
     };
-    let prepared = prepare(session, Mode::EVALUATE, emit, capacity(examples, batches), &options.masks)?;
+    let prepared = prepare(session, Mode::EVALUATE, emit, capacity, &options.masks)?;
     let slots = prepared.slots.clone();
     let mut wanted: Vec<(String, SlotId)> =
         slots.logits.map(|slot| ("logits".into(), slot)).into_iter().collect();
@@ -200,13 +186,14 @@ fn gradients(
     session: &mut Session,
     examples: &[Example],
     batches: &[Vec<usize>],
+    capacity: Extents,
     options: &DumpOptions,
     progress: &Progress,
     tensors: &mut BTreeMap<String, Dumped>,
 ) -> Result<()> {
     let mode = Mode { dropout: false, gradients: true, mask_gradients: false };
     let emit = EmitOptions { loss: true, ..EmitOptions::default() };
-    let prepared = prepare(session, mode, emit, capacity(examples, batches), &options.masks)?;
+    let prepared = prepare(session, mode, emit, capacity, &options.masks)?;
     let layout = session.model().layout().clone();
     let zero = session.executor().prepare(zero_gradients(layout.clone()), Extents::default())?;
     session.executor().run(zero, &Extents::default())?;
@@ -240,15 +227,16 @@ fn mask_gradients(
     session: &mut Session,
     examples: &[Example],
     batches: &[Vec<usize>],
+    capacity: Extents,
     options: &DumpOptions,
     progress: &Progress,
     tensors: &mut BTreeMap<String, Dumped>,
 ) -> Result<()> {
     let mode = Mode { dropout: false, gradients: false, mask_gradients: true };
     let emit = EmitOptions { loss: true, ..EmitOptions::default() };
-    let prepared = prepare(session, mode, emit, capacity(examples, batches), &options.masks)?;
+    let prepared = prepare(session, mode, emit, capacity, &options.masks)?;
     let layers = prepared.slots.layers.clone();
-    let widths = widths(session.model().config());
+    let widths = session.model().config().widths();
     let heads = widths.iter().map(|w| w.heads).max().unwrap_or(0);
     let neurons = widths.iter().map(|w| w.neurons).max().unwrap_or(0);
     let mut by_head = vec![0.0; examples.len() * layers.len() * heads];

@@ -15,6 +15,7 @@ pub mod error;
 pub mod eval;
 pub mod exec;
 pub mod launch;
+pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod program;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::memory::MemoryPlan;
 
 /// Someone has asked the process to stop. Clones share one flag.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +71,7 @@ struct Kept {
     open: Vec<String>,
     seconds: Vec<StageSeconds>,
     warnings: Vec<String>,
+    planned_bytes: Option<u64>,
 }
 
 struct Shared {
@@ -133,6 +135,20 @@ impl Progress {
         let text = text.into();
         self.0.listener.warn(&text);
         self.kept().warnings.push(text);
+    }
+
+    /// Tells and records how much memory the next piece of work will take. What was reached before the first plan, while
+    /// the inputs were read, counts as planned.
+    pub fn plan_memory(&self, plan: &MemoryPlan) {
+        self.note(plan.to_string());
+        let mut kept = self.kept();
+        let before = kept.planned_bytes.unwrap_or(plan.reached());
+        kept.planned_bytes = Some(before.max(plan.peak()));
+    }
+
+    /// The largest peak planned so far, in bytes.
+    pub fn planned_bytes(&self) -> Option<u64> {
+        self.kept().planned_bytes
     }
 
     /// Adds seconds measured elsewhere to the stage of this path.

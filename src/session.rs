@@ -115,14 +115,26 @@ pub struct Session {
 }
 
 impl Session {
-    /// Copies the model's parameters to an executor.
-    pub fn new(model: Model, device: Device) -> Result<Session> {
+    /// Moves a model to an executor.
+    pub fn new(mut model: Model, device: Device) -> Result<Session> {
+        let values = std::mem::take(&mut model.values);
+        Session::start(model, &values, device)
+    }
+
+    /// Copies a model's parameters to an executor.
+    pub fn of(model: &Model, device: Device) -> Result<Session> {
+        let Model { architecture, values, report } = model;
+        let (architecture, report) = (architecture.clone(), report.clone());
+        Session::start(Model { architecture, values: Vec::new(), report }, values, device)
+    }
+
+    fn start(model: Model, values: &[f32], device: Device) -> Result<Session> {
         let mut executor = device.executor(model.layout().clone())?;
-        executor.write_block(Block::Parameters, &model.values)?;
+        executor.write_block(Block::Parameters, values)?;
         Ok(Session { model, executor, floats: Vec::new(), ints: Vec::new(), losses: Vec::new() })
     }
 
-    /// The model. Its parameters are those it was loaded with until [`Session::into_model`].
+    /// The model without its values: the executor holds the only copy until [`Session::into_model`].
     pub fn model(&self) -> &Model {
         &self.model
     }
@@ -130,6 +142,11 @@ impl Session {
     /// The executor.
     pub fn executor(&mut self) -> &mut dyn Executor {
         self.executor.as_mut()
+    }
+
+    /// Bytes of this process's memory that the executor holds (blocks, arena, inputs); a GPU's are not this process's.
+    pub fn host_bytes(&self) -> usize {
+        if self.executor.name() == "cuda" { 0 } else { self.executor.allocated_bytes() }
     }
 
     /// Takes the model back with the parameters the executor holds now.
@@ -258,6 +275,18 @@ impl Session {
         }
         Ok(loss)
     }
+}
+
+/// Extents that hold every batch of rows of the given `lengths`, each of their tokens predicted.
+pub fn capacity(batches: &[Vec<usize>], lengths: &[usize]) -> Extents {
+    let mut capacity = Extents::default();
+    for rows in batches {
+        let lengths = rows.iter().map(|&row| lengths[row]);
+        capacity.longest = capacity.longest.max(lengths.clone().max().unwrap_or(0));
+        capacity.tokens = capacity.tokens.max(lengths.sum());
+        capacity.sequences = capacity.sequences.max(rows.len());
+    }
+    Extents { targets: capacity.tokens, ..capacity }
 }
 
 /// Weight of each row (of each predicted token for language models).

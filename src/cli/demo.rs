@@ -205,7 +205,7 @@ impl Demonstration<'_> {
             ("masked-lm", corpus, pretraining(), Some(&held_out)),
         ] {
             let job = training::Job {
-                variant: "dense",
+                variant: "pretrained",
                 keep_flops: 1.0,
                 objective,
                 task: &task,
@@ -248,7 +248,7 @@ impl Demonstration<'_> {
     /// Fine-tunes the dense model and the two pruned ones; returns the masks of Dual-CP.
     fn compare(&self, record: &mut RunRecord, stage: &Stage) -> Result<UnitMasks> {
         let request = HeadRequest::Task(load::head(&stage.task));
-        let dense = Model::load(&stage.source.directory, request, self.context.seed)?;
+        let mut dense = Model::load(&stage.source.directory, request, self.context.seed)?;
         self.tune(record, stage, dense.clone(), ("dense", 1.0))?;
         let mut kept = None;
         for (method, name) in [(Method::DualCp, "dual-cp"), (Method::Random, "random")] {
@@ -257,13 +257,14 @@ impl Demonstration<'_> {
             let start = Instant::now();
             let options = pruning(method);
             let rows = &stage.train.examples;
-            let results =
-                prune::prune(self.context, &mut own, dense.clone(), rows, Some(&stage.task), &options)?;
+            let (results, model) =
+                prune::prune(self.context, &mut own, dense, rows, Some(&stage.task), &options)?;
+            dense = model;
             self.context
                 .progress
                 .record_seconds(&format!("pruning by {name}"), start.elapsed().as_secs_f64());
             for (masks, budget) in results {
-                own.set_budget(&budget, &load::widths(dense.config()));
+                own.set_budget(&budget, &dense.config().widths());
                 let model = training::compact(self.context, &mut own, &dense, &masks, &stage.dev.examples)?;
                 self.tune(&mut own, stage, model, (name, budget.reached))?;
                 masks.write(&self.folder.join(name).join("masks.json"))?;

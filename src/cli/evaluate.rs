@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use secateur::data::{Dataset, Split, Task, TaskKind};
 use secateur::eval::evaluate::Evaluator;
+use secateur::memory::MemoryPlan;
 use secateur::model::HeadRequest;
 use secateur::progress::Progress;
 use secateur::prune::UnitMasks;
@@ -50,9 +51,7 @@ impl Evaluate {
         let mut task = load::task(&self.task)?;
         let masks = self.masks.as_deref().map(UnitMasks::read).transpose()?;
         if let (Some(masks), Some(path)) = (&masks, &self.masks) {
-            masks
-                .check_widths(&load::widths(&source.config))
-                .map_err(|e| Error::format(path, e.to_string()))?;
+            masks.check_widths(&source.config.widths()).map_err(|e| Error::format(path, e.to_string()))?;
             record.inputs.push(InputFile::hash("masks", path)?);
         }
         if task.kind == TaskKind::Classification {
@@ -73,10 +72,12 @@ impl Evaluate {
         let variant = if masks.is_some() { "masked" } else { "model" };
         let mut found =
             measure(&mut session, &task, &data, masks.as_ref(), variant, &self.split, &context.progress)?;
+        let config = session.model().config();
+        let widths = masks.as_ref().map_or_else(|| config.widths(), UnitMasks::widths);
+        found.keep_flops = training::kept(config, data.mean_length(), &widths)?;
         if let Some(masks) = &masks {
             let budget = training::budget(session.model().config(), &data, masks)?;
-            found.keep_flops = budget.reached;
-            record.set_budget(&budget, &load::widths(session.model().config()));
+            record.set_budget(&budget, &session.model().config().widths());
         }
         record.evaluations.push(found);
         context.finish(&mut record);
@@ -117,7 +118,11 @@ pub fn measure(
     split: &str,
     progress: &Progress,
 ) -> Result<EvaluationRecord> {
+    let mut memory = MemoryPlan::begin();
+    let held = session.host_bytes();
     let mut evaluator = Evaluator::new(session, task, data, TOKEN_BUDGET, masks.is_some())?;
+    memory.add("activations and inputs", session.host_bytes() - held);
+    progress.plan_memory(&memory);
     if let Some(masks) = masks {
         evaluator.set_masks(session, masks)?;
     }

@@ -54,16 +54,18 @@ impl Finetune {
         let request = HeadRequest::Task(load::head(&task));
         let mut model = load::weights(context, &mut record, &source.directory, &self.model.model, request)?;
 
-        let (mut variant, mut keep) = ("dense", 1.0);
+        let mut variant = if model.config().is_unpruned() { "dense" } else { "pruned" };
         if let (Some(masks), Some(path)) = (&masks, &self.masks) {
             record.inputs.push(InputFile::hash("masks", path)?);
-            let widths = load::widths(model.config());
+            let widths = model.config().widths();
             masks.check_widths(&widths).map_err(|e| Error::format(path, e.to_string()))?;
             let budget = training::budget(model.config(), &data, masks)?;
-            (variant, keep) = ("pruned", budget.reached);
+            variant = "pruned";
             record.set_budget(&budget, &widths);
             model = training::compact(context, &mut record, &model, masks, &dev.examples)?;
         }
+        let config = model.config();
+        let keep = training::kept(config, data.mean_length(), &config.widths())?;
         let job = training::Job {
             variant,
             keep_flops: keep,

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use secateur::data::Task;
 use secateur::model::{EmitOptions, Head, HeadRequest, Logits, Model};
 use secateur::program::{Extents, Mode, cost};
 use secateur::prune::dual_cp::feasible_range;
@@ -15,13 +16,13 @@ use secateur::{Error, Result};
 use serde_json::{Value, json};
 
 use super::context::Context;
-use super::load;
 use super::options::ModelOptions;
+use super::{load, training};
 
 /// Look at a model: shape, parameters, bytes, FLOPs, the budgets pruning can reach, masks, programs.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  secateur inspect --model bert-base-uncased --length 53.24\n  secateur inspect --model DIR --masks a/masks.json --masks b/masks.json\n  secateur inspect --model DIR --program train"
+    after_help = "Examples:\n  secateur inspect --model bert-base-uncased --length 53.24\n  secateur inspect --model DIR --masks a/masks.json --masks b/masks.json\n  secateur inspect --model DIR --task mrpc --program train"
 )]
 pub struct Inspect {
     #[command(flatten)]
@@ -38,6 +39,9 @@ pub struct Inspect {
     /// List the operations of a program for one row of the given length.
     #[arg(long, value_enum)]
     program: Option<ProgramName>,
+    /// Give the model the head of this task, for `--program`: needed where the checkpoint has none.
+    #[arg(long, value_name = "TASK")]
+    task: Option<String>,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +50,17 @@ enum ProgramName {
     Forward,
     /// One training step without the update.
     Train,
+}
+
+/// The head that answers a task. The classes of a table are in its file, which is not read here.
+fn task_head(name: &str) -> Result<Head> {
+    let task = Task::by_name(name)?;
+    match load::head(&task) {
+        Head::Classification { labels: 0 } => {
+            Err(Error::usage(format!("--task {name}: its classes are known from its data only")))
+        }
+        head => Ok(head),
+    }
 }
 
 impl Inspect {
@@ -58,19 +73,20 @@ impl Inspect {
         }
         let mut record = context.record("inspect");
         let (directory, config) = load::configuration(&self.model.model)?;
-        let request = match config.saved_head {
-            Some(_) => HeadRequest::AsSaved,
-            None => HeadRequest::Task(Head::Backbone),
+        let request = match (&self.task, config.saved_head) {
+            (Some(name), _) => HeadRequest::Task(task_head(name)?),
+            (None, Some(_)) => HeadRequest::AsSaved,
+            (None, None) => HeadRequest::Task(Head::Backbone),
         };
         let model = load::weights(context, &mut record, &directory, &self.model.model, request)?;
-        let widths = load::widths(&config);
+        let widths = config.widths();
         let cost = CostModel::new(config.hidden, config.head_dim, self.length, widths.clone())?;
         let masks: Vec<UnitMasks> = self.masks.iter().map(|p| UnitMasks::read(p)).collect::<Result<_>>()?;
         for (path, masks) in self.masks.iter().zip(&masks) {
             masks.check_widths(&widths).map_err(|e| Error::format(path, e.to_string()))?;
         }
         let mut text = String::new();
-        let mut result = self.summary(&model, &cost, &mut text);
+        let mut result = self.summary(&model, &cost, &mut text)?;
         self.layers(&model, &cost, &masks, &mut text);
         result["masks"] = self.compare(&cost, &masks, &mut text)?;
         if let Some(name) = self.program {
@@ -84,7 +100,7 @@ impl Inspect {
         Ok(())
     }
 
-    fn summary(&self, model: &Model, cost: &CostModel, text: &mut String) -> Value {
+    fn summary(&self, model: &Model, cost: &CostModel, text: &mut String) -> Result<Value> {
         let config = model.config();
         let parameters = model.layout().total_elements();
         let range = feasible_range(cost, self.lambda);
@@ -109,6 +125,11 @@ impl Inspect {
             share(cost.ffn())
         );
         table.row(["MACs of the blocks".to_string(), macs]);
+        let kept = training::kept(config, self.length, &cost.layers)?;
+        if !config.is_unpruned() {
+            let of = "of those before pruning".to_string();
+            table.row(["MACs kept".to_string(), format!("{} {of}", format::percent(kept))]);
+        }
         let feasible = format!(
             "{:.4} to 1 with lambda {} ({part} runs out first); {:.4} with --on-infeasible shift",
             minimum.max(0.0),
@@ -119,7 +140,7 @@ impl Inspect {
         // The heads of this table say nothing.
         let lines: Vec<String> = table.render(false).lines().skip(1).map(String::from).collect();
         let _ = writeln!(text, "{}\n", lines.join("\n"));
-        json!({
+        Ok(json!({
             "family": config.family.model_type(),
             "head": model.architecture.head.architecture(config.family),
             "layers": config.layers.len(),
@@ -130,10 +151,11 @@ impl Inspect {
             "parameters": parameters,
             "bytes": 4 * parameters,
             "length": self.length,
+            "keep_flops": kept,
             "macs": {"total": cost.total(), "attention": cost.attention(), "ffn": cost.ffn(),
                      "head": cost.head(), "neuron": cost.neuron()},
             "feasible_keep_flops": {"minimum": minimum.max(0.0), "shifted": range.shifted, "lambda": self.lambda},
-        })
+        }))
     }
 
     fn layers(&self, model: &Model, cost: &CostModel, masks: &[UnitMasks], text: &mut String) {

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use secateur::data::{Dataset, LoadOptions, Split, Task, TaskKind, Tokenizer, batch, table::TableColumns};
 use secateur::model::{self, Head, HeadRequest, Model, ModelConfig};
-use secateur::prune::LayerWidths;
 use secateur::report::RunRecord;
 use secateur::report::record::{BadRows, InputFile, ModelSummary, TaskSummary};
 use secateur::{Error, Result};
@@ -191,9 +190,4 @@ pub fn head(task: &Task) -> Head {
         TaskKind::CausalLanguageModel => Head::CausalLm,
         TaskKind::MaskedLanguageModel => Head::MaskedLm,
     }
-}
-
-/// Heads and neurons of every layer.
-pub fn widths(config: &ModelConfig) -> Vec<LayerWidths> {
-    config.layers.iter().map(|layer| LayerWidths { heads: layer.heads, neurons: layer.neurons }).collect()
 }

@@ -2,10 +2,11 @@
 //!
 //! Everything is written to a sibling, `NAME.partial`, and renamed at the end; an existing directory is replaced only
 //! then. A run that fails removes the sibling, unless it holds a training checkpoint: that stays, and `--resume`
-//! continues in it. A file in the sibling names the process that writes it, so that two runs cannot share one, and a
-//! leftover of a killed process is recognised.
+//! continues in it. A file in the sibling is locked by the process that writes it, so that two runs cannot share one, and
+//! a leftover of a killed process, whose lock died with it, is recognised.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use secateur::train::checkpoint;
@@ -13,6 +14,7 @@ use secateur::{Error, Result};
 
 use super::options::OutputOptions;
 
+/// Locked while the directory is written; holds the number of the writing process, for the message.
 const WRITER: &str = "writer.pid";
 
 /// An output directory in the making.
@@ -21,6 +23,8 @@ pub struct Output {
     target: PathBuf,
     partial: PathBuf,
     committed: bool,
+    /// The lock goes with it.
+    _writer: File,
 }
 
 impl Output {
@@ -51,20 +55,18 @@ impl Output {
             claim_leftover(&partial, resume, options.overwrite)?;
         }
         fs::create_dir_all(&partial).map_err(Error::io(&partial, "creating"))?;
-        let output = Output { target, partial, committed: false };
-        output.write(WRITER, std::process::id().to_string().as_bytes())?;
-        Ok(output)
+        let writer = partial.join(WRITER);
+        let mut file = File::create(&writer).map_err(Error::io(&writer, "creating"))?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(Error::usage(format!("{} is being written by another process", partial.display())));
+        }
+        file.write_all(std::process::id().to_string().as_bytes()).map_err(Error::io(&writer, "writing"))?;
+        Ok(Output { target, partial, committed: false, _writer: file })
     }
 
     /// Where to write.
     pub fn path(&self) -> &Path {
         &self.partial
-    }
-
-    /// Writes one file.
-    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.partial.join(name);
-        fs::write(&path, bytes).map_err(Error::io(&path, "writing"))
     }
 
     /// Everything is there: flushes it to disk and gives it its name.
@@ -107,17 +109,16 @@ impl Drop for Output {
 /// What an earlier run left: refused while that run lives, kept for `--resume`, removed otherwise.
 fn claim_leftover(partial: &Path, resume: bool, overwrite: bool) -> Result<()> {
     let writer = partial.join(WRITER);
-    let pid = fs::read_to_string(&writer).ok().and_then(|text| text.trim().parse::<u32>().ok());
-    if let Some(pid) = pid
-        && pid != std::process::id()
-        && Path::new("/proc").join(pid.to_string()).exists()
+    let ours = writer.is_file();
+    if let Ok(file) = File::open(&writer)
+        && let Err(TryLockError::WouldBlock) = file.try_lock()
     {
-        let message = format!("{} is being written by process {pid}", partial.display());
-        return Err(Error::usage(message));
+        let pid = fs::read_to_string(&writer).unwrap_or_default();
+        return Err(Error::usage(format!("{} is being written by process {pid}", partial.display())));
     }
     if has_checkpoint(partial) {
         if resume {
-            return Ok(());
+            return keep_checkpoints(partial);
         }
         if !overwrite {
             let message = format!(
@@ -127,12 +128,27 @@ fn claim_leftover(partial: &Path, resume: bool, overwrite: bool) -> Result<()> {
             );
             return Err(Error::usage(message));
         }
-    } else if pid.is_none() && fs::read_dir(partial).is_ok_and(|mut entries| entries.next().is_some()) {
+    } else if !ours && fs::read_dir(partial).is_ok_and(|mut entries| entries.next().is_some()) {
         // Nothing says that this is ours to remove.
         let message = format!("{} exists and is in the way; move or remove it", partial.display());
         return Err(Error::usage(message));
     }
     fs::remove_dir_all(partial).map_err(Error::io(partial, "removing"))
+}
+
+/// Removes what a killed run had written beside its checkpoints: all of it is written again, and what is half written
+/// under a temporary name would otherwise stay for ever.
+fn keep_checkpoints(partial: &Path) -> Result<()> {
+    for entry in fs::read_dir(partial).map_err(Error::io(partial, "listing"))? {
+        let entry = entry.map_err(Error::io(partial, "listing"))?;
+        if entry.file_name() == CHECKPOINTS {
+            continue;
+        }
+        let path = entry.path();
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(Error::io(&path, "removing"))?;
+    }
+    Ok(())
 }
 
 /// Whether some directory inside holds a training checkpoint.

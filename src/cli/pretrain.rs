@@ -162,7 +162,7 @@ impl Pretrain {
         record.task = Some(summary);
 
         let job = training::Job {
-            variant: "dense",
+            variant: "pretrained",
             keep_flops: 1.0,
             objective: match self.objective {
                 Objective::MaskedLm => "masked-lm",

@@ -7,6 +7,7 @@ use clap::Args;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use secateur::data::{Example, Split, Task, rows, sampling, source, task};
+use secateur::memory::MemoryPlan;
 use secateur::model::{Head, HeadRequest, Model};
 use secateur::program::ParameterLayout;
 use secateur::prune::calibrate::{self, Selection};
@@ -65,8 +66,8 @@ impl Prune {
         };
         let request = HeadRequest::Task(Head::Backbone);
         let model = load::weights(context, &mut record, &directory, &self.model.model, request)?;
-        let dense = load::widths(model.config());
-        let results = prune(context, &mut record, model, &rows, task.as_ref(), &self.prune)?;
+        let dense = model.config().widths();
+        let (results, _) = prune(context, &mut record, model, &rows, task.as_ref(), &self.prune)?;
 
         let mut records = Vec::new();
         for (masks, budget) in &results {
@@ -103,7 +104,11 @@ pub fn write_report(folder: &Path, record: &RunRecord, masks: Option<&UnitMasks>
     Ok(())
 }
 
-/// Calibrates on `rows` and prunes for every budget of the options; notes method and calibration in the record.
+/// Masks of one budget and what they keep.
+type Masked = (UnitMasks, BudgetRecord);
+
+/// Calibrates on `rows` and prunes for every budget of the options; notes method and calibration in the record. Gives
+/// the model back: it is large, and was not copied.
 pub fn prune(
     context: &Context,
     record: &mut RunRecord,
@@ -111,12 +116,12 @@ pub fn prune(
     rows: &[Example],
     task: Option<&Task>,
     options: &PruneOptions,
-) -> Result<Vec<(UnitMasks, BudgetRecord)>> {
+) -> Result<(Vec<Masked>, Model)> {
     let resolved = resolve(context, options)?;
     let lengths: Vec<usize> = rows.iter().map(Example::length).collect();
     let (cost_length, length_given) = cost_length(options, task, &lengths)?;
     let config = model.config();
-    let cost = CostModel::new(config.hidden, config.head_dim, cost_length, load::widths(config))?;
+    let cost = CostModel::new(config.hidden, config.head_dim, cost_length, config.widths())?;
     // A budget out of reach is found before anything is computed.
     for &keep in &options.keep_flops {
         dual_cp::split(&cost, keep, resolved.lambda, resolved.on_infeasible)?;
@@ -140,8 +145,12 @@ pub fn prune(
 
     let mut session = Session::new(model, context.device)?;
     let sample = calibrate::collect(&mut session, rows, &selection, &context.progress)?;
-    drop(session);
+    let model = session.into_model()?;
     context.progress.check(|| "nothing was written".into())?;
+    let mut memory = MemoryPlan::begin();
+    let widest = cost.layers.iter().map(|l| l.neurons.max(l.heads * cost.head_dim)).max().unwrap_or(0);
+    memory.add("similarities of one layer", dual_cp::peak_bytes(widest, sample.samples, resolved.space));
+    context.progress.plan_memory(&memory);
     let stage = context.progress.stage("pruning", 0, "");
     let outcome = match context.device.for_similarities() {
         Device::Cpu => dual_cp::prune(&sample, &cost, &resolved, &mut CpuBackend)?,
@@ -167,14 +176,11 @@ pub fn prune(
         Method::RandomSpread => Some(Control::RandomSpread),
         Method::Worst => Some(Control::Worst),
     };
-    outcome
-        .results
-        .iter()
-        .map(|pruned| match control {
-            None => Ok((pruned.masks.clone(), pruned.budget.clone())),
-            Some(control) => dual_cp::control(control, &outcome.forest, pruned, &cost, context.seed),
-        })
-        .collect()
+    let masked = outcome.results.iter().map(|pruned| match control {
+        None => Ok((pruned.masks.clone(), pruned.budget.clone())),
+        Some(control) => dual_cp::control(control, &outcome.forest, pruned, &cost, context.seed),
+    });
+    Ok((masked.collect::<Result<_>>()?, model))
 }
 
 /// The rows and tokens to look at: given, or drawn by the seed.

@@ -63,15 +63,15 @@ impl Run {
         let dev = load::split(context, &mut record, &mut task, &self.task, &source, Split::Dev)?;
         let request = HeadRequest::Task(load::head(&task));
         let dense = load::weights(context, &mut record, &source.directory, &self.model.model, request)?;
-        let results = match &self.prune.calibration_inputs {
+        let (results, dense) = match &self.prune.calibration_inputs {
             None => {
                 let task = Some(&task);
-                prune::prune(context, &mut record, dense.clone(), &data.examples, task, &self.prune)?
+                prune::prune(context, &mut record, dense, &data.examples, task, &self.prune)?
             }
             Some(path) => {
                 record.inputs.push(InputFile::hash("calibration inputs", path)?);
                 let rows = rows::read(path)?;
-                prune::prune(context, &mut record, dense.clone(), &rows, Some(&task), &self.prune)?
+                prune::prune(context, &mut record, dense, &rows, Some(&task), &self.prune)?
             }
         };
 
@@ -83,16 +83,20 @@ impl Run {
             shared.tune(context, &mut record, dense.clone(), ("dense", 1.0), &checkpoints, &folder)?;
         }
         let method = record.method.as_ref().map_or(String::new(), |method| method.name.clone());
-        let widths = load::widths(dense.config());
+        let widths = dense.config().widths();
         let mut records = Vec::new();
-        for (masks, budget) in &results {
+        // The dense model is let go before the last small one is trained.
+        let mut dense = Some(dense);
+        for (index, (masks, budget)) in results.iter().enumerate() {
             let mut own = record.clone();
             own.set_budget(budget, &widths);
             let variant = match results.len() {
                 1 => method.clone(),
                 _ => format!("{method} {}", budget.asked),
             };
-            let model = training::compact(context, &mut own, &dense, masks, &dev.examples)?;
+            let Some(whole) = dense.take() else { break };
+            let model = training::compact(context, &mut own, &whole, masks, &dev.examples)?;
+            dense = Some(whole).filter(|_| index + 1 < results.len());
             let folder = prune::folder(output.path(), &self.prune, budget.asked)?;
             let checkpoints = output.path().join(CHECKPOINTS).join(format!("keep-{}", budget.asked));
             shared.tune(context, &mut own, model, (&variant, budget.reached), &checkpoints, &folder)?;

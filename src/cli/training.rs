@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use secateur::data::{Batch, Dataset, Example, Split, Target, Task, TaskKind, Tokenizer};
 use secateur::model::{EmptySublayers, Model, ModelConfig};
-use secateur::prune::{BudgetRecord, CostModel, UnitMasks, proof};
+use secateur::prune::{BudgetRecord, CostModel, LayerWidths, UnitMasks, proof};
 use secateur::report::RunRecord;
 use secateur::report::record::{CompactProof, Epoch, LossPoint, Size, Training};
 use secateur::session::Session;
@@ -14,7 +14,6 @@ use secateur::{Error, Result};
 
 use super::context::Context;
 use super::evaluate;
-use super::load;
 use super::options::TrainOptions;
 
 /// Rows on which a compact model is compared with the masked one, at most.
@@ -169,9 +168,15 @@ fn proof_rows(model: &Model, examples: &[Example]) -> Result<Batch> {
     Ok(batch)
 }
 
+/// Fraction of the FLOPs of the model before any pruning that layers of `widths` have, at `length` tokens a row.
+pub fn kept(config: &ModelConfig, length: f64, widths: &[LayerWidths]) -> Result<f64> {
+    let before = CostModel::new(config.hidden, config.head_dim, length, config.original_widths())?;
+    Ok(before.share(widths))
+}
+
 /// What masks that come from a file keep, at the data's mean length. Nothing was asked: what is reached stands for it.
 pub fn budget(config: &ModelConfig, data: &Dataset, masks: &UnitMasks) -> Result<BudgetRecord> {
-    let cost = CostModel::new(config.hidden, config.head_dim, data.mean_length(), load::widths(config))?;
+    let cost = CostModel::new(config.hidden, config.head_dim, data.mean_length(), config.widths())?;
     let reached = cost.record(1.0, masks)?.reached;
     cost.record(reached, masks)
 }

@@ -50,6 +50,17 @@ pub struct TrainOptions {
     pub drop_last: bool,
 }
 
+/// Extents of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BatchSize {
+    /// Tokens of all rows.
+    pub tokens: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Tokens of the longest row.
+    pub longest: usize,
+}
+
 /// Deals out optimiser steps, epoch after epoch, without end.
 #[derive(Debug, Clone)]
 pub struct TrainBatcher {
@@ -114,6 +125,19 @@ impl TrainBatcher {
         let mut order: Vec<usize> = (0..self.lengths.len()).collect();
         Stream::new(self.options.seed, Purpose::Shuffle, epoch).shuffle(&mut order);
         order
+    }
+
+    /// What holds every micro-batch of the first `epochs` epochs.
+    pub fn largest(&self, epochs: u64) -> BatchSize {
+        let mut largest = BatchSize::default();
+        let mut batcher = TrainBatcher { cursor: Cursor::default(), ..self.clone() };
+        for rows in (0..epochs * self.steps_per_epoch()).flat_map(|_| batcher.next_step().micro_batches) {
+            let lengths = rows.iter().map(|&row| self.lengths[row]);
+            largest.longest = largest.longest.max(lengths.clone().max().unwrap_or(0));
+            largest.tokens = largest.tokens.max(lengths.sum());
+            largest.rows = largest.rows.max(rows.len());
+        }
+        largest
     }
 
     /// The next step; moves the cursor past it.

@@ -54,92 +54,50 @@ const fn named(first: &'static str, second: Option<&'static str>, label: &'stati
     Columns::Named { first, second, label }
 }
 
+const fn pair(texts: [&'static str; 2], label: &'static str) -> Columns {
+    named(texts[0], Some(texts[1]), label)
+}
+
 const ENTAILMENT: &[&str] = &["entailment", "not_entailment"];
 const THREE_WAY: &[&str] = &["entailment", "neutral", "contradiction"];
 const BINARY: &[&str] = &["0", "1"];
 
+/// A task whose rows fit 128 tokens.
+const fn task(
+    name: &'static str,
+    folder: &'static str,
+    columns: Columns,
+    labels: &'static [&'static str],
+    metrics: &'static [Metric],
+) -> GlueTask {
+    GlueTask { name, folder, columns, labels, max_length: 128, metrics }
+}
+
+const SENTENCES: [&str; 2] = ["sentence1", "sentence2"];
+const ACCURACY: &[Metric] = &[Metric::Accuracy];
+const ACCURACY_AND_F1: &[Metric] = &[Metric::Accuracy, Metric::F1];
+
 /// Every GLUE task. The two MNLI development sets are two tasks that share their training set.
 pub const TASKS: [GlueTask; 10] = [
+    task("mrpc", "MRPC", pair(["#1 String", "#2 String"], "Quality"), BINARY, ACCURACY_AND_F1),
+    task("sts-b", "STS-B", pair(SENTENCES, "score"), &[], &[Metric::Spearman, Metric::Pearson]),
+    GlueTask { max_length: 64, ..task("sst-2", "SST-2", named("sentence", None, "label"), BINARY, ACCURACY) },
+    task("rte", "RTE", pair(SENTENCES, "label"), ENTAILMENT, ACCURACY),
     GlueTask {
-        name: "mrpc",
-        folder: "MRPC",
-        columns: named("#1 String", Some("#2 String"), "Quality"),
-        labels: BINARY,
-        max_length: 128,
-        metrics: &[Metric::Accuracy, Metric::F1],
-    },
-    GlueTask {
-        name: "sts-b",
-        folder: "STS-B",
-        columns: named("sentence1", Some("sentence2"), "score"),
-        labels: &[],
-        max_length: 128,
-        metrics: &[Metric::Spearman, Metric::Pearson],
-    },
-    GlueTask {
-        name: "sst-2",
-        folder: "SST-2",
-        columns: named("sentence", None, "label"),
-        labels: BINARY,
         max_length: 64,
-        metrics: &[Metric::Accuracy],
+        ..task(
+            "cola",
+            "CoLA",
+            Columns::Placed { first: 3, second: None, label: 1 },
+            BINARY,
+            &[Metric::Matthews, Metric::Accuracy],
+        )
     },
-    GlueTask {
-        name: "rte",
-        folder: "RTE",
-        columns: named("sentence1", Some("sentence2"), "label"),
-        labels: ENTAILMENT,
-        max_length: 128,
-        metrics: &[Metric::Accuracy],
-    },
-    GlueTask {
-        name: "cola",
-        folder: "CoLA",
-        columns: Columns::Placed { first: 3, second: None, label: 1 },
-        labels: BINARY,
-        max_length: 64,
-        metrics: &[Metric::Matthews, Metric::Accuracy],
-    },
-    GlueTask {
-        name: "qnli",
-        folder: "QNLI",
-        columns: named("question", Some("sentence"), "label"),
-        labels: ENTAILMENT,
-        max_length: 128,
-        metrics: &[Metric::Accuracy],
-    },
-    GlueTask {
-        name: "qqp",
-        folder: "QQP",
-        columns: named("question1", Some("question2"), "is_duplicate"),
-        labels: BINARY,
-        max_length: 128,
-        metrics: &[Metric::Accuracy, Metric::F1],
-    },
-    GlueTask {
-        name: "mnli",
-        folder: "MNLI",
-        columns: named("sentence1", Some("sentence2"), "gold_label"),
-        labels: THREE_WAY,
-        max_length: 128,
-        metrics: &[Metric::Accuracy],
-    },
-    GlueTask {
-        name: "mnli-mm",
-        folder: "MNLI",
-        columns: named("sentence1", Some("sentence2"), "gold_label"),
-        labels: THREE_WAY,
-        max_length: 128,
-        metrics: &[Metric::Accuracy],
-    },
-    GlueTask {
-        name: "wnli",
-        folder: "WNLI",
-        columns: named("sentence1", Some("sentence2"), "label"),
-        labels: BINARY,
-        max_length: 128,
-        metrics: &[Metric::Accuracy],
-    },
+    task("qnli", "QNLI", pair(["question", "sentence"], "label"), ENTAILMENT, ACCURACY),
+    task("qqp", "QQP", pair(["question1", "question2"], "is_duplicate"), BINARY, ACCURACY_AND_F1),
+    task("mnli", "MNLI", pair(SENTENCES, "gold_label"), THREE_WAY, ACCURACY),
+    task("mnli-mm", "MNLI", pair(SENTENCES, "gold_label"), THREE_WAY, ACCURACY),
+    task("wnli", "WNLI", pair(SENTENCES, "label"), BINARY, ACCURACY),
 ];
 
 /// Average development-set lengths T that published FLOP counts of structured pruning use, by task name. They come

@@ -5,10 +5,10 @@ use super::{TaskMetrics, squad};
 use crate::data::{Batch, Dataset, EvaluationPlan, Metric, Target, Targets, Task, TaskKind};
 use crate::error::{Error, Result};
 use crate::model::{EmitOptions, Logits};
-use crate::program::{Extents, Mode};
+use crate::program::Mode;
 use crate::progress::Progress;
 use crate::prune::UnitMasks;
-use crate::session::{Prepared, Session, Weighting};
+use crate::session::{self, Prepared, Session, Weighting};
 
 /// A prepared evaluation of one data set: run it as often as the model changes.
 #[derive(Debug)]
@@ -28,18 +28,6 @@ pub struct Evaluation {
     pub token_perplexity: Option<f64>,
     /// Tokens that went through the model.
     pub tokens: usize,
-}
-
-/// Extents that cover every batch of `plan`.
-pub fn capacity(plan: &EvaluationPlan, lengths: &[usize]) -> Extents {
-    let mut capacity = Extents::default();
-    for rows in &plan.batches {
-        capacity.tokens = capacity.tokens.max(rows.iter().map(|&row| lengths[row]).sum());
-        capacity.sequences = capacity.sequences.max(rows.len());
-        capacity.longest = capacity.longest.max(rows.iter().map(|&row| lengths[row]).max().unwrap_or(0));
-    }
-    capacity.targets = capacity.tokens;
-    capacity
 }
 
 impl Evaluator {
@@ -63,7 +51,8 @@ impl Evaluator {
             neuron_masks: masks,
             ..EmitOptions::default()
         };
-        let prepared = session.prepare(Mode::EVALUATE, &options, capacity(&plan, &lengths))?;
+        let prepared =
+            session.prepare(Mode::EVALUATE, &options, session::capacity(&plan.batches, &lengths))?;
         Ok(Evaluator { prepared, plan, batch: Batch::default(), values: Vec::new() })
     }
 

@@ -130,6 +130,8 @@ impl<K: Kernels> Executor for HostExecutor<K> {
         }
         let plan = Plan::new(&program, capacity);
         if plan.arena_len > self.arena.len() {
+            // Never two at once.
+            self.arena = Buffer::new(0);
             self.arena = Buffer::new(plan.arena_len);
         }
         for op in program.ops() {

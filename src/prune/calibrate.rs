@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::sampling::{choose_rows, choose_tokens};
 use crate::data::{Batch, Example, Target};
 use crate::error::{Error, Result};
+use crate::memory::MemoryPlan;
 use crate::model::{EmitOptions, SampledTaps};
 use crate::program::{Extents, Mode};
 use crate::progress::Progress;
@@ -65,7 +66,13 @@ pub fn collect(
         capacity.sequences = capacity.sequences.max(batch.rows.len());
         capacity.samples = capacity.samples.max(batch.samples.len());
     }
+    let mut memory = MemoryPlan::begin();
+    let held = session.host_bytes();
     let prepared = session.prepare(Mode::EVALUATE, &options, capacity)?;
+    memory.add("activations and inputs", session.host_bytes() - held);
+    memory.add("the sample", 4 * samples * widths.iter().flatten().sum::<usize>());
+    memory.add("the parameters, taken back", 4 * session.model().layout().block_len());
+    progress.plan_memory(&memory);
     let mut sample = CalibrationSample {
         samples,
         head_dim: config.head_dim,

@@ -88,6 +88,13 @@ impl CostModel {
         self.attention() + self.ffn()
     }
 
+    /// Multiply–accumulates of blocks of the given widths as a fraction of this model's.
+    pub fn share(&self, widths: &[LayerWidths]) -> f64 {
+        let layer =
+            |width: &LayerWidths| width.heads as f64 * self.head() + width.neurons as f64 * self.neuron();
+        widths.iter().map(layer).sum::<f64>() / self.total()
+    }
+
     /// Parameters of the blocks at the given widths: projections with biases and two LayerNorms a layer. The output
     /// biases and LayerNorms of a layer stay when its last head or neuron goes.
     pub fn block_parameters(&self, widths: &[LayerWidths]) -> usize {

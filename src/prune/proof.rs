@@ -52,7 +52,7 @@ fn answers(model: &Model, masks: Option<&UnitMasks>, batches: &[Batch], device: 
         neuron_masks: masks.is_some(),
         ..EmitOptions::default()
     };
-    let mut session = Session::new(model.clone(), device)?;
+    let mut session = Session::of(model, device)?;
     let prepared = session.prepare(Mode::EVALUATE, &options, capacity)?;
     if let Some(masks) = masks {
         session.write_masks(&prepared, masks)?;

@@ -1,4 +1,4 @@
-//! What a run ran on, and how much memory it took at most.
+//! What a run ran on.
 
 use serde::{Deserialize, Serialize};
 
@@ -50,28 +50,4 @@ fn vector_extensions() -> Vec<String> {
     #[cfg(target_arch = "aarch64")]
     found.push("neon".into());
     found
-}
-
-/// Most bytes of memory this process has had resident so far (Linux: `VmHWM`); `None` where the system does not say.
-pub fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn the_peak_grows_with_touched_memory() {
-        let before = super::peak_bytes().unwrap();
-        // Well above what is resident, so that the high-water mark must move.
-        let touched = vec![1u8; before as usize + (64 << 20)];
-        let after = super::peak_bytes().unwrap();
-        assert!(
-            std::hint::black_box(&touched)[7] == 1 && after >= before + (32 << 20),
-            "{before} to {after}"
-        );
-    }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::format;
-use super::machine::{self, Machine};
+use super::machine::Machine;
 use super::ordered::Ordered;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -260,7 +260,7 @@ pub struct CompactProof {
 /// One training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Training {
-    /// Which model: "dense", "dual-cp", "random".
+    /// Which model: "dense", "dual-cp", "random"; "pretrained" where it was trained from scratch.
     pub variant: String,
     /// Objective: the task's name, "masked-lm", "causal-lm".
     pub objective: String,
@@ -368,7 +368,8 @@ impl RunRecord {
     pub fn finish(&mut self, progress: &Progress, elapsed: f64) {
         self.seconds = progress.seconds().into_iter().map(|s| (s.stage, s.seconds)).collect();
         self.warnings = progress.warnings();
-        self.peak_bytes = machine::peak_bytes();
+        self.peak_bytes = crate::memory::peak_bytes();
+        self.planned_peak_bytes = progress.planned_bytes();
         self.elapsed_seconds = elapsed;
     }
 

@@ -4,12 +4,12 @@
 //! the dropout draw, the data cursor, the history so far and a fingerprint of recipe, data and parameter layout.
 //! It is written under a temporary name and renamed, so there is always one whole checkpoint.
 
-use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::data::batcher::Cursor;
 use crate::error::{Error, Result};
@@ -39,81 +39,90 @@ const BLOCKS: [(&str, Block); 3] = [
     ("second_moment", Block::SecondMoment),
 ];
 
-/// Writes a checkpoint into `directory`.
-pub fn save(directory: &Path, executor: &dyn Executor, progress: &Progress) -> Result<()> {
+/// Writes a checkpoint of blocks of `block_len` floats into `directory`. One block at a time is copied from the executor.
+pub fn save(directory: &Path, executor: &dyn Executor, block_len: usize, progress: &Progress) -> Result<()> {
     let path = directory.join(FILE_NAME);
-    let blocks: Vec<(&str, Vec<f32>)> =
-        BLOCKS.iter().map(|&(name, block)| Ok((name, executor.read_block(block)?))).collect::<Result<_>>()?;
-    let mut views = Vec::new();
-    for (name, block) in &blocks {
-        let bytes: &[u8] = bytemuck::cast_slice(block);
-        let view = TensorView::new(Dtype::F32, vec![block.len()], bytes)
-            .map_err(|e| Error::format(&path, format!("cannot describe the block {name}: {e}")))?;
-        views.push((*name, view));
+    let broken = |e: serde_json::Error| Error::format(&path, e.to_string());
+    let text = serde_json::to_string(progress).map_err(broken)?;
+    let mut header = serde_json::Map::from_iter([("__metadata__".to_string(), json!({ "progress": text }))]);
+    for (index, (name, _)) in BLOCKS.into_iter().enumerate() {
+        let offsets = [index, index + 1].map(|blocks| 4 * blocks * block_len);
+        header.insert(name.into(), json!({"dtype": "F32", "shape": [block_len], "data_offsets": offsets}));
     }
-    let text = serde_json::to_string(progress).map_err(|e| Error::format(&path, e.to_string()))?;
-    let metadata = HashMap::from([("progress".to_string(), text)]);
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|e| Error::format(&path, format!("cannot serialise: {e}")))?;
-    write_atomically(&path, &bytes)
+    let mut header = serde_json::to_vec(&header).map_err(broken)?;
+    // Spaces at its end align the blocks, as the format allows.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    atomically(&path, |file| {
+        let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io(&path, "writing"));
+        write(&(header.len() as u64).to_le_bytes())?;
+        write(&header)?;
+        BLOCKS
+            .into_iter()
+            .try_for_each(|(_, block)| write(bytemuck::cast_slice(&executor.read_block(block)?)))
+    })
 }
 
-/// Writes `bytes` to a temporary sibling of `path`, flushes it to disk and renames it.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write as _;
+/// Lets `fill` write a temporary sibling of `path`, flushes it to disk and renames it.
+fn atomically(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(directory).map_err(Error::io(path, "writing"))?;
-    file.write_all(bytes).map_err(Error::io(path, "writing"))?;
+    fill(file.as_file_mut())?;
     file.as_file().sync_all().map_err(Error::io(path, "writing"))?;
     file.persist(path).map_err(|e| Error::io(path, "renaming")(e.error))?;
     Ok(())
 }
 
-/// Reads only the progress of the checkpoint in `directory`; `None` when there is none.
-pub fn peek(directory: &Path) -> Result<Option<Progress>> {
-    let path = directory.join(FILE_NAME);
-    match std::fs::read(&path) {
-        Ok(bytes) => parse(&path, &bytes).map(|(progress, _)| Some(progress)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(&path, "reading")(e)),
-    }
+/// Writes `bytes` to a temporary sibling of `path`, flushes it to disk and renames it.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    atomically(path, |file| file.write_all(bytes).map_err(Error::io(path, "writing")))
 }
 
 /// Restores the checkpoint in `directory`, if there is one and it belongs to this run.
 pub fn restore(directory: &Path, executor: &mut dyn Executor, fingerprint: &str) -> Result<Option<Progress>> {
     let path = directory.join(FILE_NAME);
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(&path, "reading")(e)),
     };
-    let (progress, tensors) = parse(&path, &bytes)?;
+    let broken = |e: &dyn std::fmt::Display| Error::format(&path, format!("not a checkpoint: {e}"));
+    let bytes = file.metadata().map_err(Error::io(&path, "reading"))?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|e| broken(&e))?;
+    let length = u64::from_le_bytes(length);
+    if length > bytes - 8 {
+        return Err(broken(&format!("its header claims {length} of {bytes} bytes")));
+    }
+    let mut header = Vec::new();
+    (&file).take(length).read_to_end(&mut header).map_err(Error::io(&path, "reading"))?;
+    let header: Value = serde_json::from_slice(&header).map_err(|e| broken(&e))?;
+    let text = header["__metadata__"]["progress"].as_str();
+    let text = text.ok_or_else(|| broken(&"no progress in its metadata"))?;
+    let progress: Progress = serde_json::from_str(text).map_err(|e| broken(&e))?;
     if progress.fingerprint != fingerprint {
         let message = "belongs to another run (other model, data, recipe or seed); remove it to start anew";
         return Err(Error::format(&path, message));
     }
     for (name, block) in BLOCKS {
-        let tensor = tensors.tensor(name).map_err(|e| Error::format(&path, format!("block {name}: {e}")))?;
-        if tensor.dtype() != Dtype::F32 {
-            return Err(Error::format(&path, format!("block {name} is {:?}, not F32", tensor.dtype())));
+        let [start, end] = [0, 1].map(|side| header[name]["data_offsets"][side].as_u64());
+        let (Some(start), Some(end), Some("F32")) = (start, end, header[name]["dtype"].as_str()) else {
+            return Err(broken(&format!("no block {name} of F32")));
+        };
+        if start > end || end > bytes - 8 - length {
+            return Err(broken(&format!("block {name} is not inside the file's {bytes} bytes")));
         }
-        let values: Vec<f32> = floats(tensor.data());
-        executor.write_block(block, &values)?;
+        file.seek(SeekFrom::Start(8 + length + start)).map_err(Error::io(&path, "reading"))?;
+        executor.write_block(block, &floats(&path, &file, (end - start) as usize)?)?;
     }
     Ok(Some(progress))
 }
 
-fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<(Progress, SafeTensors<'a>)> {
-    let broken = |e: &dyn std::fmt::Display| Error::format(path, format!("not a checkpoint: {e}"));
-    let tensors = SafeTensors::deserialize(bytes).map_err(|e| broken(&e))?;
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| broken(&e))?;
-    let text = metadata.metadata().as_ref().and_then(|m| m.get("progress"));
-    let text = text.ok_or_else(|| broken(&"no progress in its metadata"))?;
-    let progress = serde_json::from_str(text).map_err(|e| broken(&e))?;
-    Ok((progress, tensors))
-}
-
-/// Little-endian floats of any alignment.
-pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|&word| f32::from_le_bytes(word)).collect()
+/// The next `bytes` of a file as little-endian floats, without a second copy of them.
+pub(super) fn floats(path: &Path, mut file: &File, bytes: usize) -> Result<Vec<f32>> {
+    let mut values = vec![0.0f32; bytes / 4];
+    file.read_exact(bytemuck::cast_slice_mut(&mut values)).map_err(Error::io(path, "reading"))?;
+    if cfg!(target_endian = "big") {
+        values.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().swap_bytes()));
+    }
+    Ok(values)
 }

@@ -4,6 +4,7 @@
 //! continue after any interruption to the same bits (`checkpoint`); the model returned is that of
 //! the best epoch by the task's main metric (algorithms of the papers: "load best at the end").
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,12 +13,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::checkpoint::{self, Progress as Place};
 use super::recipe::Recipe;
 use super::trainer::Trainer;
-use crate::data::batcher::TrainOptions;
+use crate::data::batcher::{BatchSize, TrainOptions};
 use crate::data::{Dataset, Task, TrainBatcher};
 use crate::error::{Error, Result};
 use crate::eval::TaskMetrics;
 use crate::eval::evaluate::Evaluator;
 use crate::exec::Block;
+use crate::memory::MemoryPlan;
 use crate::program::Extents;
 use crate::progress::Progress;
 use crate::session::Session;
@@ -120,16 +122,27 @@ pub fn train(
     let epoch_steps = batcher.steps_per_epoch();
     let all_steps = epoch_steps * recipe.epochs as u64;
     let total_steps = options.max_steps.map_or(all_steps, |most| most.min(all_steps));
-    let tokens = token_budget.min(batch_size.saturating_mul(longest));
-    let capacity = Extents { tokens, sequences: batch_size, targets: tokens, samples: 0, longest };
+    let epochs = total_steps.div_ceil(epoch_steps);
+    let BatchSize { tokens, rows, longest } = batcher.largest(epochs);
+    let capacity = Extents { tokens, sequences: rows, targets: tokens, samples: 0, longest };
+    let mut memory = MemoryPlan::begin();
+    let held = session.host_bytes();
     let mut trainer = Trainer::new(session, recipe, options.seed, total_steps, capacity)?;
     let mut evaluator = match evaluation {
         Some(data) => Some((Evaluator::new(session, task, data, options.token_budget, false)?, data)),
         None => None,
     };
+    memory.add("gradients, moments, activations and inputs", session.host_bytes() - held);
+    let block_len = session.model().layout().block_len();
+    // For a moment: what is hashed, saved, or taken back from the executor.
+    memory.add("a copy of the parameters", 4 * block_len);
+    if evaluator.is_some() && options.keep_best && options.checkpoints.is_none() {
+        memory.add("the parameters of the best epoch", 4 * block_len);
+    }
+    progress.plan_memory(&memory);
 
     let mut history = History::default();
-    let mut best: Option<(TaskMetrics, Vec<f32>)> = None;
+    let mut best: Option<(TaskMetrics, Option<Vec<f32>>)> = None;
     let fingerprint = fingerprint(session, task, data, recipe, options, total_steps)?;
     if let Some(directory) = &options.checkpoints {
         std::fs::create_dir_all(directory).map_err(Error::io(directory, "creating"))?;
@@ -153,7 +166,7 @@ pub fn train(
             fingerprint: fingerprint.clone(),
             history,
         };
-        checkpoint::save(directory, session.executor(), &place)
+        checkpoint::save(directory, session.executor(), block_len, &place)
     };
 
     let mut stage = progress.stage("training", total_steps, "steps");
@@ -209,8 +222,13 @@ pub fn train(
         stage.detail(format!("loss {:.4}", history.open_loss / history.open_steps as f64));
         stage.advance(1);
     }
-    if let (true, Some((_, parameters))) = (options.keep_best, &best) {
-        session.executor().write_block(Block::Parameters, parameters)?;
+    if let (true, Some((_, parameters))) = (options.keep_best, best) {
+        let parameters = match (parameters, &options.checkpoints) {
+            (Some(parameters), _) => parameters,
+            (None, Some(directory)) => read_best(&directory.join(BEST))?,
+            (None, None) => Vec::new(),
+        };
+        session.executor().write_block(Block::Parameters, &parameters)?;
     }
     Ok(history)
 }
@@ -234,7 +252,7 @@ fn close_epoch(
     evaluation: Option<(&mut Evaluator, &Dataset)>,
     steps: u64,
     history: &mut History,
-    best: &mut Option<(TaskMetrics, Vec<f32>)>,
+    best: &mut Option<(TaskMetrics, Option<Vec<f32>>)>,
     options: &Options,
     progress: &Progress,
 ) -> Result<()> {
@@ -246,9 +264,15 @@ fn close_epoch(
         metrics = found.values().iter().map(|(metric, value)| (metric.name().to_string(), *value)).collect();
         if best.as_ref().is_none_or(|(best, _)| found.better_than(best)) {
             let parameters = session.executor().read_block(Block::Parameters)?;
-            if let Some(directory) = &options.checkpoints {
-                checkpoint::write_atomically(&directory.join(BEST), bytemuck::cast_slice(&parameters))?;
-            }
+            // In a file beside the checkpoint where there is one: a run that resumes needs them there anyway.
+            let parameters = match &options.checkpoints {
+                Some(directory) => {
+                    let bytes: &[u8] = bytemuck::cast_slice(&parameters);
+                    checkpoint::write_atomically(&directory.join(BEST), bytes)?;
+                    None
+                }
+                None => Some(parameters),
+            };
             *best = Some((found, parameters));
             history.best = Some(history.epochs.len());
         }
@@ -261,15 +285,25 @@ fn close_epoch(
     Ok(())
 }
 
-/// Metrics and parameters of the best epoch of a resumed run.
-fn restore_best(directory: &Path, task: &Task, history: &History) -> Result<Option<(TaskMetrics, Vec<f32>)>> {
+/// Metrics of the best epoch of a resumed run; its parameters stay in their file.
+fn restore_best(
+    directory: &Path,
+    task: &Task,
+    history: &History,
+) -> Result<Option<(TaskMetrics, Option<Vec<f32>>)>> {
     let Some(best) = history.best else { return Ok(None) };
-    let path = directory.join(BEST);
-    let bytes = std::fs::read(&path).map_err(Error::io(&path, "reading"))?;
+    let path = directory.join(checkpoint::FILE_NAME);
     let values = history.epochs.get(best).map(|epoch| &epoch.metrics);
     let values = values.ok_or_else(|| Error::format(&path, "the checkpoint's history is incomplete"))?;
     let values = task.metrics.iter().zip(values).map(|(metric, (_, value))| (*metric, *value));
-    Ok(Some((TaskMetrics::new(values.collect())?, checkpoint::floats(&bytes))))
+    Ok(Some((TaskMetrics::new(values.collect())?, None)))
+}
+
+/// Parameters of the best epoch from their file.
+fn read_best(path: &Path) -> Result<Vec<f32>> {
+    let file = File::open(path).map_err(Error::io(path, "reading"))?;
+    let bytes = file.metadata().map_err(Error::io(path, "reading"))?.len();
+    checkpoint::floats(path, &file, bytes as usize)
 }
 
 /// Identifies a run: everything that decides its bits.

@@ -4,6 +4,9 @@
 mod support;
 
 mod commands;
+mod damage;
+mod hostile;
+mod memory;
 mod parity;
 mod report;
 mod train;

@@ -8,25 +8,25 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Runs a command with `--json`; its record.
-fn run(arguments: &[&str]) -> Value {
+pub fn run(arguments: &[&str]) -> Value {
     let output = secateur(arguments).arg("--json").output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{arguments:?}: {errors}");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{arguments:?} printed no JSON: {e}"))
 }
 
-fn secateur(arguments: &[&str]) -> Command {
+pub fn secateur(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
     command.args(arguments).args(["--seed", "5"]);
     command
 }
 
-fn failure(arguments: &[&str]) -> (i32, String) {
+pub fn failure(arguments: &[&str]) -> (i32, String) {
     let output = secateur(arguments).output().unwrap();
     (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -45,7 +45,7 @@ fn corpus(folder: &Path) -> PathBuf {
 }
 
 /// A one-layer model of 16 dimensions, trained for a few steps.
-fn pretrained(folder: &Path, objective: &str, more: &[&str]) -> (PathBuf, Value) {
+pub fn pretrained(folder: &Path, objective: &str, more: &[&str]) -> (PathBuf, Value) {
     let (data, out) = (corpus(folder), folder.join("pretrained"));
     let shape =
         ["--layers", "2", "--hidden", "16", "--heads", "4", "--intermediate", "64", "--max-length", "32"];
@@ -56,7 +56,7 @@ fn pretrained(folder: &Path, objective: &str, more: &[&str]) -> (PathBuf, Value)
     (out, record)
 }
 
-fn assert_whole_model(directory: &Path) {
+pub fn assert_whole_model(directory: &Path) {
     for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
         assert!(directory.join(name).is_file(), "{} lacks {name}", directory.display());
     }

@@ -216,6 +216,11 @@ impl ModelConfig {
         self.layers.iter().map(widths).collect()
     }
 
+    /// Heads and neurons layer by layer before pruning.
+    pub fn original_widths(&self) -> Vec<LayerWidths> {
+        vec![LayerWidths { heads: self.original_heads, neurons: self.original_neurons }; self.layers.len()]
+    }
+
     /// Whether every layer is as wide as the model was before pruning.
     pub fn is_unpruned(&self) -> bool {
         let full = LayerShape::full(self.original_heads, self.original_neurons);

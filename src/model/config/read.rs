@@ -176,7 +176,7 @@ impl ModelConfig {
             bos_token: fields.token("bos_token_id")?,
             eos_token: fields.token("eos_token_id")?,
             original_heads: heads,
-            original_neurons: neurons,
+            original_neurons: original_neurons(&fields)?.unwrap_or(neurons),
             raw: Map::new(),
         };
         config.saved_head = saved_head(&fields, &config)?;
@@ -369,6 +369,13 @@ fn layers(fields: &Fields, count: usize, heads: usize, neurons: usize) -> Result
         layer.ffn = sublayer(layer.neurons, removed_ffn.contains(&i));
     }
     Ok(layers)
+}
+
+/// Neurons of a layer before pruning, where the family's own field no longer says them.
+fn original_neurons(fields: &Fields) -> Result<Option<usize>> {
+    let Some((_, own)) = fields.any(&["secateur"]) else { return Ok(None) };
+    let map = own.as_object().ok_or_else(|| fields.wrong("secateur", own, "an object"))?;
+    Fields { path: fields.path, map }.size(&["original_neurons"])
 }
 
 fn sublayer(units: usize, removed: bool) -> Sublayer {

@@ -8,7 +8,8 @@
 //! - `removed_attention`, `removed_ffn`: numbers of the layers where the sublayer is gone. A sublayer with 0 units
 //!   that is not listed still adds the bias of its output projection.
 //!
-//! It is absent where the family's own fields say it all: every head is there and all layers have the same neurons.
+//! It is absent where the family's own fields say it all: every head is there and all layers have the same neurons. If
+//! these are fewer than before pruning, `secateur` holds `original_neurons` alone, so that what was removed is known.
 
 use serde_json::{Map, Value, json};
 
@@ -46,8 +47,14 @@ impl ModelConfig {
         map.remove("pruned_heads");
         map.remove("num_labels");
         map.remove("secateur");
-        if uniform.is_none() {
-            map.insert("secateur".into(), self.own_fields());
+        match uniform {
+            None => {
+                map.insert("secateur".into(), self.own_fields());
+            }
+            Some(neurons) if neurons != self.original_neurons => {
+                map.insert("secateur".into(), json!({ "original_neurons": self.original_neurons }));
+            }
+            Some(_) => {}
         }
         map
     }
