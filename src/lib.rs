@@ -8,6 +8,7 @@
 //!
 //! Nothing lower imports anything higher. `docs/architecture.md` is the tour.
 
+pub mod bench;
 pub mod cuda;
 pub mod data;
 pub mod dump;

@@ -91,7 +91,20 @@ impl Context {
                 format!("{:#}\n", serde_json::json!({ "runs": runs }))
             }
         };
-        // A closed pipe is the reader's choice, not a failure.
-        let _ = std::io::stdout().write_all(shown.as_bytes());
+        write_out(&shown);
     }
+
+    /// Shows a result that is no run: `json` with `--json`, else `text`, nothing where quiet was asked for.
+    pub fn print(&self, text: impl FnOnce(bool) -> String, json: impl FnOnce() -> String) {
+        match (self.json, self.quiet) {
+            (true, _) => write_out(&(json() + "\n")),
+            (_, true) => {}
+            _ => write_out(&text(std::io::stdout().is_terminal())),
+        }
+    }
+}
+
+/// To standard output. A closed pipe is the reader's choice, not a failure.
+fn write_out(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -1,6 +1,7 @@
 //! The command line: one file a command, shared options in `options`, what every command does around its work in
 //! `context`, and the discipline of output directories in `output`.
 
+mod bench;
 mod context;
 mod demo;
 mod doctor;
@@ -47,6 +48,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Forward(forward::Forward),
     Doctor(doctor::Doctor),
+    Bench(bench::Bench),
 }
 
 /// Exit status 0: done; 1: failed; 2: wrong usage.
@@ -68,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(command) => command.run(&mut context),
         Command::Forward(command) => command.run(&mut context),
         Command::Doctor(command) => command.run(&mut context),
+        Command::Bench(command) => command.run(&mut context),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,6 +22,8 @@ pub enum Purpose {
     Centroid = 5,
     /// Control masks that a method must beat.
     Control = 6,
+    /// Inputs of measurements.
+    Bench = 7,
 }
 
 /// A deterministic stream of random numbers.

@@ -21,6 +21,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::launch::Device;
 use crate::program::{Extents, Plan, Program, SlotId};
 
 pub use device::DeviceExecutor;
@@ -85,6 +86,27 @@ pub trait Executor {
 
     /// Runs some of its operations.
     fn run_range(&mut self, id: ProgramId, range: Range<usize>, extents: &Extents) -> Result<()>;
+
+    /// Waits until everything asked for is done. On the host it already is.
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Runs the whole program and appends the seconds of each of its operations.
+    fn run_timed(&mut self, id: ProgramId, extents: &Extents, seconds: &mut Vec<f64>) -> Result<()> {
+        for index in 0..self.program(id).ops().len() {
+            let start = std::time::Instant::now();
+            self.run_range(id, index..index + 1, extents)?;
+            self.synchronize()?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    /// The device that runs it; `None` on the host.
+    fn device(&mut self) -> Option<&mut dyn Device> {
+        None
+    }
 
     /// Reads a float slot as dense rows into `out`, replacing its content.
     fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) -> Result<()>;

@@ -73,6 +73,16 @@ impl Trainer {
         })
     }
 
+    /// The program of a micro-batch: forward, loss, backward.
+    pub fn program(&self) -> &Prepared {
+        &self.train
+    }
+
+    /// The programs around the micro-batches: zeroing the gradients, and the update.
+    pub fn update_programs(&self) -> [ProgramId; 2] {
+        [self.zero, self.update_id]
+    }
+
     /// Optimiser steps done.
     pub fn step(&self) -> u64 {
         self.step
