@@ -15,6 +15,11 @@ pub trait Device {
     /// What it is: "NVIDIA H100 80GB HBM3 (sm_90)", "emulated (compute_80)".
     fn name(&self) -> &str;
 
+    /// Whether its times mean anything: a GPU, not the emulator.
+    fn is_hardware(&self) -> bool {
+        true
+    }
+
     /// What launches may count on.
     fn limits(&self) -> DeviceLimits;
 
