@@ -11,5 +11,5 @@ mod probe;
 
 pub use cache::Cache;
 pub use device::{Cuda, usable};
-pub use nvrtc::{Nvrtc, Target};
+pub use nvrtc::{Nvrtc, Resources, Target};
 pub use probe::{DeviceInfo, MINIMUM_CAPABILITY, Unavailable, devices, driver_version};

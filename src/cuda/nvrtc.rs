@@ -46,6 +46,51 @@ pub struct Nvrtc {
     _builtins: Option<Library>,
 }
 
+/// What a kernel needs of a multiprocessor.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Resources {
+    /// Name of the kernel.
+    pub kernel: String,
+    /// Registers a thread.
+    pub registers: usize,
+    /// Bytes of static shared memory a block.
+    pub shared: usize,
+    /// Bytes of local memory a thread that registers were spilled to, written and read.
+    pub spilled: usize,
+    /// Bytes of local memory a thread in all.
+    pub stack: usize,
+}
+
+impl Resources {
+    /// Reads the assembler's report: for each kernel a line that names it, one on its stack, one on its registers.
+    fn parse(log: &str) -> Vec<Resources> {
+        // The number before a word, as in "Used 44 registers, 1024 bytes smem".
+        let before = |line: &str, word: &str| -> usize {
+            let text = line.find(word).map_or("", |at| line[..at].trim_end());
+            let digits = text.rsplit(|c: char| !c.is_ascii_digit()).next().unwrap_or("");
+            digits.parse().unwrap_or(0)
+        };
+        let mut found: Vec<Resources> = Vec::new();
+        for line in log.lines() {
+            if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+                let kernel = rest.split('\'').next().unwrap_or("").to_owned();
+                found.push(Resources { kernel, ..Resources::default() });
+            } else if let Some(last) = found.last_mut() {
+                if line.contains("bytes stack frame") {
+                    last.stack = before(line, "bytes stack frame");
+                    last.spilled =
+                        before(line, "bytes spill stores").max(before(line, "bytes spill loads"));
+                } else if line.contains("registers") {
+                    last.registers = before(line, "registers");
+                    last.shared = before(line, "bytes smem");
+                }
+            }
+        }
+        found.sort_by(|a, b| a.kernel.cmp(&b.kernel));
+        found
+    }
+}
+
 type Program = *mut c_void;
 type Status = c_int;
 
@@ -151,6 +196,23 @@ impl Nvrtc {
 
     /// Compiles a source. The error is NVRTC's log.
     pub fn compile(&self, module: &Module, target: Target) -> Result<Vec<u8>> {
+        Ok(self.build(module, target, &[])?.0)
+    }
+
+    /// What the kernels of a source cost on `architecture` (90 for `sm_90`), as the assembler reports it.
+    pub fn resources(&self, module: &Module, architecture: u32) -> Result<Vec<Resources>> {
+        let (_, log) = self.build(module, Target::Cubin(architecture), &["--ptxas-options=-v"])?;
+        let found = Resources::parse(&log);
+        if found.len() != module.kernels.len() {
+            let message =
+                format!("{}: {} kernels, a report on {}", module.file, module.kernels.len(), found.len());
+            return Err(Error::device("NVRTC", message));
+        }
+        Ok(found)
+    }
+
+    /// The program and the log.
+    fn build(&self, module: &Module, target: Target, more: &[&str]) -> Result<(Vec<u8>, String)> {
         type Create = unsafe extern "C" fn(
             *mut Program,
             *const c_char,
@@ -171,7 +233,8 @@ impl Nvrtc {
         let (source, file) = (text(module.source)?, text(module.file)?);
         let headers = texts(&mut HEADERS.iter().map(|(_, text)| *text))?;
         let names = texts(&mut HEADERS.iter().map(|(name, _)| *name))?;
-        let options = texts(&mut Nvrtc::options(target).iter().map(String::as_str))?;
+        let options = Nvrtc::options(target);
+        let options = texts(&mut options.iter().map(String::as_str).chain(more.iter().copied()))?;
         let pointers = |texts: &[CString]| texts.iter().map(|t| t.as_ptr()).collect::<Vec<_>>();
         let (headers_at, names_at, options_at) = (pointers(&headers), pointers(&names), pointers(&options));
         let mut program: Program = std::ptr::null_mut();
@@ -191,17 +254,14 @@ impl Nvrtc {
         }
         // SAFETY: the program was just made; the options outlive the call.
         let status = unsafe { compile(program, options_at.len() as c_int, options_at.as_ptr()) };
-        let outcome = if status == 0 {
-            match target {
-                Target::Ptx(_) => self.output(program, c"nvrtcGetPTXSize", c"nvrtcGetPTX"),
-                Target::Cubin(_) => self.output(program, c"nvrtcGetCUBINSize", c"nvrtcGetCUBIN"),
-            }
-        } else {
-            self.output(program, c"nvrtcGetProgramLogSize", c"nvrtcGetProgramLog").and_then(|log| {
-                let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_string();
-                Err(Error::device(format!("NVRTC for {}", target.name()), format!("{}:\n{log}", module.file)))
-            })
-        };
+        let log = self.output(program, c"nvrtcGetProgramLogSize", c"nvrtcGetProgramLog").map(|log| {
+            String::from_utf8_lossy(&log).trim_end_matches('\0').to_string()
+        });
+        let outcome = log.and_then(|log| match (status, target) {
+            (0, Target::Ptx(_)) => Ok((self.output(program, c"nvrtcGetPTXSize", c"nvrtcGetPTX")?, log)),
+            (0, Target::Cubin(_)) => Ok((self.output(program, c"nvrtcGetCUBINSize", c"nvrtcGetCUBIN")?, log)),
+            _ => Err(Error::device(format!("NVRTC for {}", target.name()), format!("{}:\n{log}", module.file))),
+        });
         // SAFETY: made above, destroyed once.
         unsafe { destroy(&mut program) };
         outcome

@@ -20,6 +20,7 @@ mod loss;
 mod mapping;
 mod norm;
 mod optimizer;
+mod resources;
 mod rows;
 mod select;
 mod seminmf;
