@@ -1,5 +1,6 @@
 //! `secateur bench`
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -82,12 +83,12 @@ impl Bench {
             seed: context.seed,
         };
         let report = bench::run(&settings, &context.progress)?;
-        let json = serde_json::to_string_pretty(&report)
+        let json = serde_json::to_value(&report)
             .map_err(|error| Error::usage(format!("writing the measurements as JSON: {error}")))?;
         if let Some(path) = &self.out {
-            write_atomically(path, format!("{json}\n").as_bytes())?;
+            write_atomically(path, format!("{json:#}\n").as_bytes())?;
         }
-        context.print(|styled| render(&report, styled), || json.clone());
+        context.print(&json, &render(&report, std::io::stdout().is_terminal()));
         Ok(())
     }
 }

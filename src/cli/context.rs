@@ -75,8 +75,7 @@ impl Context {
     /// Shows something that is no run: `value` as one JSON object, or `text`.
     pub fn print(&self, value: &serde_json::Value, text: &str) {
         let shown = if self.json { format!("{value:#}\n") } else { text.to_string() };
-        // A closed pipe is the reader's choice, not a failure.
-        let _ = std::io::stdout().write_all(shown.as_bytes());
+        write_out(&shown);
     }
 
     /// Shows the results: the records as one JSON object, or `text`.
@@ -92,15 +91,6 @@ impl Context {
             }
         };
         write_out(&shown);
-    }
-
-    /// Shows a result that is no run: `json` with `--json`, else `text`, nothing where quiet was asked for.
-    pub fn print(&self, text: impl FnOnce(bool) -> String, json: impl FnOnce() -> String) {
-        match (self.json, self.quiet) {
-            (true, _) => write_out(&(json() + "\n")),
-            (_, true) => {}
-            _ => write_out(&text(std::io::stdout().is_terminal())),
-        }
     }
 }
 

@@ -180,28 +180,6 @@ impl Cuda {
         };
         self.check(|| format!("launching {} over {grid:?}", kernel.name), outcome)
     }
-
-    /// Milliseconds the GPU takes for `steps`, by its own clock.
-    pub fn time(&mut self, steps: &[Step]) -> Result<f64> {
-        use sys::CUevent_flags as Flags;
-        let what = || String::from("timing");
-        let start = self.check(what, result::event::create(Flags::CU_EVENT_DEFAULT))?;
-        let end = self.check(what, result::event::create(Flags::CU_EVENT_DEFAULT))?;
-        // SAFETY: both events were just made and are destroyed once, below.
-        let outcome = unsafe {
-            self.check(what, result::event::record(start, self.stream))?;
-            self.run(steps)?;
-            self.check(what, result::event::record(end, self.stream))?;
-            self.check(what, result::event::synchronize(end))?;
-            self.check(what, result::event::elapsed(start, end))
-        };
-        // SAFETY: as above.
-        unsafe {
-            let _ = result::event::destroy(start);
-            let _ = result::event::destroy(end);
-        }
-        Ok(f64::from(outcome?))
-    }
 }
 
 impl Device for Cuda {
@@ -322,9 +300,44 @@ impl Device for Cuda {
         Ok(())
     }
 
+    fn run_timed(&mut self, steps: &[Step], ends: &[usize], seconds: &mut Vec<f64>) -> Result<()> {
+        self.run(steps)?;
+        let what = || String::from("timing");
+        let mut events = Events(Vec::with_capacity(ends.len() + 1));
+        let mut begin = 0;
+        for end in std::iter::once(0).chain(ends.iter().copied()) {
+            self.run(&steps[begin..end])?;
+            begin = end;
+            let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+            let event = self.check(what, result::event::create(flags))?;
+            events.0.push(event);
+            // SAFETY: event and stream are live.
+            self.check(what, unsafe { result::event::record(event, self.stream) })?;
+        }
+        self.synchronize()?;
+        for pair in events.0.windows(2) {
+            // SAFETY: both events were recorded and have been reached.
+            let milliseconds = self.check(what, unsafe { result::event::elapsed(pair[0], pair[1]) })?;
+            seconds.push(f64::from(milliseconds) / 1e3);
+        }
+        Ok(())
+    }
+
     fn synchronize(&mut self) -> Result<()> {
         // SAFETY: the stream is this value's own.
         self.check(|| "waiting for the device".into(), unsafe { result::stream::synchronize(self.stream) })
+    }
+}
+
+/// Events, given back when done with.
+struct Events(Vec<sys::CUevent>);
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        for &event in &self.0 {
+            // SAFETY: made by `run_timed`, destroyed once.
+            let _ = unsafe { result::event::destroy(event) };
+        }
     }
 }
 

@@ -78,8 +78,7 @@ impl Resources {
             } else if let Some(last) = found.last_mut() {
                 if line.contains("bytes stack frame") {
                     last.stack = before(line, "bytes stack frame");
-                    last.spilled =
-                        before(line, "bytes spill stores").max(before(line, "bytes spill loads"));
+                    last.spilled = before(line, "bytes spill stores").max(before(line, "bytes spill loads"));
                 } else if line.contains("registers") {
                     last.registers = before(line, "registers");
                     last.shared = before(line, "bytes smem");
@@ -254,13 +253,15 @@ impl Nvrtc {
         }
         // SAFETY: the program was just made; the options outlive the call.
         let status = unsafe { compile(program, options_at.len() as c_int, options_at.as_ptr()) };
-        let log = self.output(program, c"nvrtcGetProgramLogSize", c"nvrtcGetProgramLog").map(|log| {
-            String::from_utf8_lossy(&log).trim_end_matches('\0').to_string()
-        });
+        let log = self
+            .output(program, c"nvrtcGetProgramLogSize", c"nvrtcGetProgramLog")
+            .map(|log| String::from_utf8_lossy(&log).trim_end_matches('\0').to_string());
         let outcome = log.and_then(|log| match (status, target) {
             (0, Target::Ptx(_)) => Ok((self.output(program, c"nvrtcGetPTXSize", c"nvrtcGetPTX")?, log)),
             (0, Target::Cubin(_)) => Ok((self.output(program, c"nvrtcGetCUBINSize", c"nvrtcGetCUBIN")?, log)),
-            _ => Err(Error::device(format!("NVRTC for {}", target.name()), format!("{}:\n{log}", module.file))),
+            _ => {
+                Err(Error::device(format!("NVRTC for {}", target.name()), format!("{}:\n{log}", module.file)))
+            }
         });
         // SAFETY: made above, destroyed once.
         unsafe { destroy(&mut program) };

@@ -93,6 +93,10 @@ impl Device for Emulated {
         &self.name
     }
 
+    fn is_hardware(&self) -> bool {
+        false
+    }
+
     fn limits(&self) -> DeviceLimits {
         LIMITS
     }

@@ -69,6 +69,21 @@ pub trait Device {
         Ok(())
     }
 
+    /// Runs steps in order and appends the seconds of each part of them; part i ends before step `ends[i]`. A GPU runs all
+    /// steps once more before, so that it is busy while the clocked ones are queued.
+    fn run_timed(&mut self, steps: &[Step], ends: &[usize], seconds: &mut Vec<f64>) -> Result<()> {
+        let mut begin = 0;
+        for &end in ends {
+            self.synchronize()?;
+            let start = std::time::Instant::now();
+            self.run(&steps[begin..end])?;
+            self.synchronize()?;
+            seconds.push(start.elapsed().as_secs_f64());
+            begin = end;
+        }
+        Ok(())
+    }
+
     /// Waits for all work.
     fn synchronize(&mut self) -> Result<()>;
 }

@@ -19,10 +19,8 @@ const RECORDED_WITH: (i32, i32) = (13, 0);
 #[test]
 fn kernels_cost_what_the_record_says_and_spill_nothing() {
     let nvrtc = Nvrtc::get().expect("NVRTC");
-    let jobs: Vec<_> = MODULES
-        .iter()
-        .flat_map(|module| ARCHITECTURES.map(|architecture| (module, architecture)))
-        .collect();
+    let jobs: Vec<_> =
+        MODULES.iter().flat_map(|module| ARCHITECTURES.map(|architecture| (module, architecture))).collect();
     let reports: Vec<_> = jobs
         .par_iter()
         .map(|(module, architecture)| {
@@ -56,7 +54,10 @@ fn kernels_cost_what_the_record_says_and_spill_nothing() {
         return;
     }
     if nvrtc.version() != RECORDED_WITH {
-        println!("not compared with {RECORD}: NVRTC {:?}, the record is of {RECORDED_WITH:?}", nvrtc.version());
+        println!(
+            "not compared with {RECORD}: NVRTC {:?}, the record is of {RECORDED_WITH:?}",
+            nvrtc.version()
+        );
         return;
     }
     let recorded = std::fs::read_to_string(&path).unwrap_or_default();

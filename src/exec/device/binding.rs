@@ -1,6 +1,6 @@
 //! The slots of a prepared program as operands: addresses in device memory for one batch.
 
-use crate::launch::{Bf16, Grid};
+use crate::launch::Grid;
 use crate::launch::{DropoutOperand, ElementType, Matrix, Pointer, Queue, int, kernels};
 use crate::program::{self, DropoutSite, Extents, Plan, Program, SlotId, Storage};
 
@@ -136,12 +136,10 @@ pub fn convert(queue: &mut Queue, from: Matrix, to: Matrix) {
     });
 }
 
-/// Rounds the whole parameter block of `len` elements (a multiple of 8) to its bf16 copy.
-pub fn refresh_shadow(queue: &mut Queue, addresses: &Addresses, len: usize) {
+/// Rounds the whole block of `parameters`, `len` elements (a multiple of 8), to its bf16 copy.
+pub fn refresh_shadow(queue: &mut Queue, parameters: u64, shadow: u64, len: usize) {
     if len > 0 {
         let matrix = |address, element| Matrix { address, element, rows: len / 8, cols: 8, ld: 8 };
-        let from = matrix(addresses.blocks[0], ElementType::F32);
-        let to = Pointer::<Bf16>::new(addresses.shadow);
-        convert(queue, from, matrix(to.address, ElementType::Bf16));
+        convert(queue, matrix(parameters, ElementType::F32), matrix(shadow, ElementType::Bf16));
     }
 }

@@ -102,11 +102,6 @@ impl<D: Device> DeviceExecutor<D> {
         })
     }
 
-    /// The device.
-    pub fn device(&mut self) -> &mut D {
-        &mut self.device
-    }
-
     fn addresses(&self, prepared: &Prepared) -> Addresses {
         Addresses {
             blocks: [0, 1, 2, 3].map(|i: usize| self.blocks[i].address),
@@ -225,6 +220,49 @@ impl<D: Device> DeviceExecutor<D> {
         if memory.bytes == 0 && bytes > 0 {
             memory.grow(&mut self.device, bytes, &format!("{block:?}"))?;
             self.device.fill(memory.address, 0, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Rounds the parameters to bf16 anew if they were written since.
+    fn refresh_shadow(&mut self) -> Result<()> {
+        if self.shadow.bytes > 0 && self.shadow_is_stale {
+            self.queue.clear();
+            let (parameters, shadow) = (self.blocks[0].address, self.shadow.address);
+            binding::refresh_shadow(&mut self.queue, parameters, shadow, self.layout.block_len());
+            self.device.run(self.queue.steps())?;
+            self.shadow_is_stale = false;
+        }
+        Ok(())
+    }
+
+    /// Queues operations of a program; `ends` gets the number of steps queued after each of them.
+    fn queue_range(
+        &mut self,
+        id: ProgramId,
+        range: Range<usize>,
+        extents: &Extents,
+        ends: &mut Vec<usize>,
+    ) -> Result<()> {
+        let prepared = &self.programs[id.0];
+        let capacity = &prepared.plan.capacity;
+        if !extents.fits(capacity) || extents.longest > capacity.longest {
+            let message = format!("{extents:?} exceeds the planned {capacity:?}");
+            return Err(Error::shape(prepared.program.name(), message));
+        }
+        let binding = Binding {
+            program: &prepared.program,
+            plan: &prepared.plan,
+            types: &prepared.types,
+            extents,
+            addresses: self.addresses(prepared),
+        };
+        let pieces = self.device_pieces();
+        self.queue.clear();
+        for op in &prepared.program.ops()[range] {
+            dispatch::dispatch(op, &binding, pieces, &mut self.queue);
+            self.queue.end_operation();
+            ends.push(self.queue.steps().len());
         }
         Ok(())
     }
@@ -396,35 +434,12 @@ impl<D: Device> Executor for DeviceExecutor<D> {
     }
 
     fn run_range(&mut self, id: ProgramId, range: Range<usize>, extents: &Extents) -> Result<()> {
-        let prepared = &self.programs[id.0];
-        let capacity = &prepared.plan.capacity;
-        if !extents.fits(capacity) || extents.longest > capacity.longest {
-            let message = format!("{extents:?} exceeds the planned {capacity:?}");
-            return Err(Error::shape(prepared.program.name(), message));
-        }
-        let binding = Binding {
-            program: &prepared.program,
-            plan: &prepared.plan,
-            types: &prepared.types,
-            extents,
-            addresses: self.addresses(prepared),
-        };
-        let pieces = self.device_pieces();
-        self.queue.clear();
-        if self.shadow.bytes > 0 && self.shadow_is_stale {
-            binding::refresh_shadow(&mut self.queue, &binding.addresses, self.layout.block_len());
-            self.device.run(self.queue.steps())?;
-            self.queue.clear();
-            self.shadow_is_stale = false;
-        }
+        self.refresh_shadow()?;
         let key = (id.0, range.clone(), *extents);
         if let Some(Some(recording)) = self.recordings.get(&key) {
             return self.device.replay(recording);
         }
-        for op in &prepared.program.ops()[range] {
-            dispatch::dispatch(op, &binding, pieces, &mut self.queue);
-            self.queue.end_operation();
-        }
+        self.queue_range(id, range, extents, &mut Vec::new())?;
         if self.recordings.len() >= MOST_RECORDINGS && !self.recordings.contains_key(&key) {
             self.forget_recordings()?;
         }
@@ -439,6 +454,22 @@ impl<D: Device> Executor for DeviceExecutor<D> {
         };
         self.recordings.insert(key, recording);
         outcome
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    fn run_timed(&mut self, id: ProgramId, extents: &Extents, seconds: &mut Vec<f64>) -> Result<()> {
+        let mut ends = Vec::new();
+        let all = 0..self.programs[id.0].program.ops().len();
+        self.refresh_shadow()?;
+        self.queue_range(id, all, extents, &mut ends)?;
+        self.device.run_timed(self.queue.steps(), &ends, seconds)
+    }
+
+    fn device(&mut self) -> Option<&mut dyn Device> {
+        Some(&mut self.device)
     }
 
     fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) -> Result<()> {
