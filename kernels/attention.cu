@@ -16,11 +16,11 @@
 // streamed side is read from L2 once for every tile of rows. The kernels here are bound by those bytes alone.
 #include "attention.cuh"
 
-/// delta [tokens, heads] = Σ_j dout·out. One warp a (token, head), 8 a block.
+/// delta [tokens, heads] = Σ_j dout·out. `lanes` threads a (token, head).
 extern "C" __global__ void __launch_bounds__(256) attention_row_products_f32(
     const float* __restrict__ dout, int lddout, const float* __restrict__ out, int ldout, float* __restrict__ delta,
-    int tokens, int heads, int head_dim) {
-    row_products(dout, lddout, out, ldout, delta, tokens, heads, head_dim);
+    int tokens, int heads, int head_dim, int lanes, int vector) {
+    row_products(dout, lddout, out, ldout, delta, tokens, heads, head_dim, lanes, vector);
 }
 
 /// dmask [B, heads] = Σ dout·context over a sequence. One block of 256 threads a (sequence, head).
@@ -30,11 +30,11 @@ extern "C" __global__ void __launch_bounds__(256) attention_mask_gradient_f32(
     mask_gradient<256>(dout, lddout, context, ldcontext, cu_seqlens, dmask, lddmask, head_dim);
 }
 
-/// delta [tokens, heads] = Σ_j dout·out. One warp a (token, head), 8 a block.
+/// delta [tokens, heads] = Σ_j dout·out. `lanes` threads a (token, head).
 extern "C" __global__ void __launch_bounds__(256) attention_row_products_bf16(
     const bf16* __restrict__ dout, int lddout, const bf16* __restrict__ out, int ldout, float* __restrict__ delta,
-    int tokens, int heads, int head_dim) {
-    row_products(dout, lddout, out, ldout, delta, tokens, heads, head_dim);
+    int tokens, int heads, int head_dim, int lanes, int vector) {
+    row_products(dout, lddout, out, ldout, delta, tokens, heads, head_dim, lanes, vector);
 }
 
 /// dmask [B, heads] = Σ dout·context over a sequence. One block of 256 threads a (sequence, head).

@@ -62,21 +62,34 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
-// delta[t, h] = Σ_j dout·out over the head's columns. One warp a (token, head).
+// delta[t, h] = Σ_j dout·out over the head's columns. `lanes` neighbouring threads, a power of two up to 32, share a
+// (token, head). Where `vector` says that every head of every row is aligned to 16 bytes, they read that much each and
+// are enough for the head.
 template <typename T>
 __device__ __forceinline__ void row_products(const T* __restrict__ dout, int lddout, const T* __restrict__ out,
                                              int ldout, float* __restrict__ delta, int tokens, int heads,
-                                             int head_dim) {
-    const long long item = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
-    if (item >= static_cast<long long>(tokens) * heads) return;
-    const long long token = item / heads;
-    const int head = static_cast<int>(item % heads), lane = threadIdx.x % WARP;
-    const T* const left = dout + token * lddout + head * head_dim;
-    const T* const right = out + token * ldout + head * head_dim;
+                                             int head_dim, int lanes, int vector) {
+    const long long item = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
+    const bool inside = item < static_cast<long long>(tokens) * heads;
+    const long long token = inside ? item / heads : 0;
+    const int column = inside ? static_cast<int>(item % heads) * head_dim : 0, lane = threadIdx.x % lanes;
+    const T* const left = dout + token * lddout + column;
+    const T* const right = out + token * ldout + column;
     float sum = 0.0f;
-    for (int j = lane; j < head_dim; j += WARP) sum += to_f32(left[j]) * to_f32(right[j]);
-    sum = warp_reduce(sum, Sum());
-    if (lane == 0) delta[item] = sum;
+    if (vector) {
+        constexpr int COUNT = Lanes<T>::count;
+        if (lane * COUNT < head_dim) {
+            float a[COUNT], b[COUNT];
+            load_vector(left + lane * COUNT, a);
+            load_vector(right + lane * COUNT, b);
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) sum += a[i] * b[i];
+        }
+    } else {
+        for (int j = lane; j < head_dim; j += lanes) sum += to_f32(left[j]) * to_f32(right[j]);
+    }
+    for (int distance = lanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(FULL_MASK, sum, distance);
+    if (inside && lane == 0) delta[item] = sum;
 }
 
 // dmask[b, h] = Σ_t Σ_j dout·context over the tokens of sequence b = blockIdx.x and the columns of head h =

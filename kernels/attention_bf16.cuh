@@ -57,20 +57,21 @@ __device__ __forceinline__ void gather_chunk(u32 (&words)[4], const bf16* __rest
 template <int D, int ROWS>
 __device__ __forceinline__ void load_tile(u32 to, const bf16* __restrict__ from, int ld, int rows, int head_dim,
                                           bool vector) {
-    constexpr int CHUNKS = ROWS * (D / 8);
+    constexpr int CHUNKS = D / 8, ROWS_AT_ONCE = THREADS / CHUNKS; // D = 96 leaves 8 threads idle
     if (vector) {
+        const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+        const bool used = chunk * 8 < head_dim;
+        const bf16* source = from + (first * ld + chunk * 8); // of no effect where no byte is copied
 #pragma unroll
-        for (int base = 0; base < CHUNKS; base += THREADS) {
-            const int index = base + threadIdx.x, row = index / (D / 8), chunk = index % (D / 8);
-            if (CHUNKS % THREADS != 0 && index >= CHUNKS) break;
-            const bool inside = row < rows && chunk * 8 < head_dim;
-            const int offset = inside ? row * ld + chunk * 8 : 0; // within a tile: far from 2³¹
-            copy_async(to + at<D>(row, chunk), from + offset, inside ? 16 : 0);
+        for (int row = first; row < ROWS + first; row += ROWS_AT_ONCE) {
+            if ((ROWS % ROWS_AT_ONCE == 0 && THREADS % CHUNKS == 0) || (row < ROWS && first < ROWS_AT_ONCE))
+                copy_async(to + at<D>(row, chunk), source, used && row < rows ? 16 : 0);
+            source += ROWS_AT_ONCE * ld;
         }
     } else {
 #pragma unroll 1
-        for (int index = threadIdx.x; index < CHUNKS; index += THREADS) {
-            const int row = index / (D / 8), chunk = index % (D / 8);
+        for (int index = threadIdx.x; index < ROWS * CHUNKS; index += THREADS) {
+            const int row = index / CHUNKS, chunk = index % CHUNKS;
             u32 words[4];
             gather_chunk(words, from + row * ld + chunk * 8,
                          row < rows ? head_dim - chunk * 8 : 0);
@@ -254,7 +255,7 @@ __device__ __forceinline__ void forward(const bf16* __restrict__ q, int ldq, con
         const u32 key_tile = stages + step % 2 * (2 * KEYS * ROW_BYTES<D>);
         const u32 value_tile = key_tile + KEYS * ROW_BYTES<D>;
         const int first_key = step * KEYS;
-        if (causal && first_key > rows.first + own + MMA_ROWS * TILES - 1) continue; // nothing this warp sees
+        if (causal && first_key >= rows.first + own + MMA_ROWS * TILES) continue; // nothing that this warp sees
 
         float scores[TILES][KEYS / 8][4] = {};
 #pragma unroll
@@ -373,7 +374,7 @@ __device__ __forceinline__ void forward(const bf16* __restrict__ q, int ldq, con
 }
 
 // Gradients: dq where a block owns 64 queries and streams keys and values, dk and dv where it owns 64 keys and streams
-// queries and dout, 32 at a time. `delta` [T, H] is Σ_j dout·out.
+// queries and dout. `delta` [T, H] is Σ_j dout·out.
 //
 // With first = q, second = dout (or k, v) the block's rows and the streamed ones the other way round:
 //   s = first·streamed_firstᵀ   dp = second·streamed_secondᵀ   p = exp(scale·s − lse)   ds = p ∘ (D ∘ mask·dp − delta)
@@ -387,8 +388,10 @@ __device__ __forceinline__ void backward(const bf16* __restrict__ first, int ldf
                                          float scale, bool causal, bool vector, const float* __restrict__ head_mask,
                                          const DropoutArguments& dropout, bf16* __restrict__ dfirst, int lddfirst,
                                          bf16* __restrict__ dsecond, int lddsecond) {
-    constexpr int OWN = WARPS * MMA_ROWS, STREAMED = 32;
-    constexpr bool HELD = D <= 64; // whether the block's own operands fit into registers beside the sums
+    // Streamed rows of a stage, and how many of them a warp works on at a time.
+    constexpr int OWN = WARPS * MMA_ROWS, STREAMED = D <= 64 ? 64 : 32, PART = 32, UNROLLED = KEY_ROWS ? 1 : 2;
+    // Whether the block's own operands stay in registers beside the sums; measured on an H100 where both would fit.
+    constexpr bool HELD = D <= (KEY_ROWS ? 32 : 64);
     extern __shared__ uint4 shared[];
     // Of each streamed query of a stage: lse·log₂e, +∞ beyond the sequence so that p is 0 there, then delta.
     __shared__ float statistics[2 * 2 * STREAMED];
@@ -411,7 +414,7 @@ __device__ __forceinline__ void backward(const bf16* __restrict__ first, int ldf
     const auto statistic = [&](const float* from, int ld, int query, float factor, float beyond) {
         return query < rows.length ? from[static_cast<long long>(rows.start + query) * ld + head] * factor : beyond;
     };
-    const auto streamed_statistic = [&](int query) { // thread i < 32: lse of query + i, the next 32 threads: delta
+    const auto streamed_statistic = [&](int query) { // lse for the first threads, delta for as many after them
         return threadIdx.x < STREAMED ? statistic(lse, ldlse, query + threadIdx.x, LOG2_E, INFINITY_F32)
                                       : statistic(delta, heads, query + threadIdx.x - STREAMED, 1.0f, 0.0f);
     };
@@ -471,76 +474,88 @@ __device__ __forceinline__ void backward(const bf16* __restrict__ first, int ldf
         const u32 tile_second = tile_first + STREAMED * ROW_BYTES<D>;
         const float* const column_lse = statistics + step % 2 * (2 * STREAMED);
         const float* const column_delta = column_lse + STREAMED;
-        const int base = step * STREAMED;
+#pragma unroll UNROLLED
+        for (int part = 0; part < STREAMED; part += PART) {
+            const int base = step * STREAMED + part;
+            const bool none_seen = KEY_ROWS ? base + PART <= rows.first + own : base >= rows.first + own + MMA_ROWS;
+            if (base >= rows.length || (causal && none_seen)) continue;
 
-        float s[STREAMED / 8][4] = {}, dp[STREAMED / 8][4] = {};
+            float s[PART / 8][4] = {}, dp[PART / 8][4] = {};
 #pragma unroll
-        for (int d = 0; d < D / 16; ++d) {
-            u32 a[4], c[4];
-            if constexpr (!HELD) {
-                load_left<D>(a, own_first, own, d);
-                load_left<D>(c, own_second, own, d);
-            }
-            const u32(&left)[4] = HELD ? held_first[HELD ? d : 0] : a;
-            const u32(&right)[4] = HELD ? held_second[HELD ? d : 0] : c;
+            for (int d = 0; d < D / 16; ++d) {
+                u32 a[4], c[4];
+                if constexpr (!HELD) {
+                    load_left<D>(a, own_first, own, d);
+                    load_left<D>(c, own_second, own, d);
+                }
+                const u32(&left)[4] = HELD ? held_first[HELD ? d : 0] : a;
+                const u32(&right)[4] = HELD ? held_second[HELD ? d : 0] : c;
 #pragma unroll
-            for (int n = 0; n < STREAMED / 16; ++n) {
-                u32 b[4];
-                load_transpose<D>(b, tile_first, 16 * n, d);
-                multiply_bf16(s[2 * n], left, b[0], b[1]);
-                multiply_bf16(s[2 * n + 1], left, b[2], b[3]);
-                load_transpose<D>(b, tile_second, 16 * n, d);
-                multiply_bf16(dp[2 * n], right, b[0], b[1]);
-                multiply_bf16(dp[2 * n + 1], right, b[2], b[3]);
+                for (int n = 0; n < PART / 16; ++n) {
+                    u32 b[4];
+                    load_transpose<D>(b, tile_first, part + 16 * n, d);
+                    multiply_bf16(s[2 * n], left, b[0], b[1]);
+                    multiply_bf16(s[2 * n + 1], left, b[2], b[3]);
+                    load_transpose<D>(b, tile_second, part + 16 * n, d);
+                    multiply_bf16(dp[2 * n], right, b[0], b[1]);
+                    multiply_bf16(dp[2 * n + 1], right, b[2], b[3]);
+                }
             }
-        }
 
-        u32 kept = ~0u; // 4 bits a tile of 16 × 8 scores
-        if (dropout.active()) {
-            kept = 0;
-            const Dropout run = dropout.in_this_run();
-            const int query = rows.start + (KEY_ROWS ? base : own_row), key = KEY_ROWS ? rows.first + own : base;
+            u32 kept = 0; // 4 bits a tile of 16 × 8 scores
+            if (dropout.active()) {
+                const Dropout run = dropout.in_this_run();
+                const int query = rows.start + (KEY_ROWS ? base : own_row), key = KEY_ROWS ? rows.first + own : base;
 #pragma unroll 2
-            for (int n = 0; n < STREAMED / 8; ++n) {
-                const u32 bits = KEY_ROWS ? kept_key_rows(run, (query + 8 * n) * heads + head, heads, key)
-                                          : kept_query_rows(run, query * heads + head, heads, key + 8 * n);
-                kept |= bits << 4 * n;
-            }
-        }
-        // Whether this warp's rows do not see all streamed ones. Queries beyond the sequence need no care: see above.
-        const bool partial = KEY_ROWS ? causal && base < rows.first + own + MMA_ROWS - 1
-                                      : base + STREAMED > rows.length || (causal && base + STREAMED > rows.first + own + 1);
-        if (partial) {
+                for (int n = 0; n < PART / 8; ++n) {
+                    const u32 bits = KEY_ROWS ? kept_key_rows(run, (query + 8 * n) * heads + head, heads, key)
+                                              : kept_query_rows(run, query * heads + head, heads, key + 8 * n);
+                    kept |= bits << 4 * n;
+                }
 #pragma unroll
-            for (int n = 0; n < STREAMED / 8; ++n)
+                for (int n = 0; n < PART / 8; ++n)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        if (!(kept >> (4 * n + i) & 1u)) dp[n][i] = 0.0f;
+            }
+            // Whether this warp's rows do not see all streamed ones. Queries beyond the sequence need no care: see above.
+            const bool partial = KEY_ROWS ? causal && base < rows.first + own + MMA_ROWS - 1
+                                          : base + PART > rows.length || (causal && base + PART > rows.first + own + 1);
+            if (partial) {
+#pragma unroll
+                for (int n = 0; n < PART / 8; ++n)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const int row = own_row + i / 2 * 8, position = base + 8 * n + 2 * pair + i % 2;
+                        const bool seen = KEY_ROWS ? row <= position
+                                                   : position < rows.length && (!causal || position <= row);
+                        if (!seen) s[n][i] = -INFINITY_F32;
+                    }
+            }
+            // dp becomes ds and s becomes D ∘ p without D's factor.
+#pragma unroll
+            for (int n = 0; n < PART / 8; ++n) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const int row = own_row + i / 2 * 8, position = base + 8 * n + 2 * pair + i % 2;
-                    const bool seen = KEY_ROWS ? row <= position
-                                               : position < rows.length && (!causal || position <= row);
-                    if (!seen) s[n][i] = -INFINITY_F32;
+                    const int at_column = 8 * n + 2 * pair + i % 2;
+                    const float log_sum = KEY_ROWS ? column_lse[part + at_column] : row_lse[i / 2];
+                    const float mean = KEY_ROWS ? column_delta[part + at_column] : row_delta[i / 2];
+                    s[n][i] = exp2_fast(s[n][i] * scale2 - log_sum);
+                    dp[n][i] = s[n][i] * (dp[n][i] * kept_scale - mean);
                 }
-        }
-        // s becomes D ∘ p without D's factor, dp becomes ds.
-#pragma unroll
-        for (int n = 0; n < STREAMED / 8; ++n) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int at_column = 8 * n + 2 * pair + i % 2;
-                const float log_sum = KEY_ROWS ? column_lse[at_column] : row_lse[i / 2];
-                const float mean = KEY_ROWS ? column_delta[at_column] : row_delta[i / 2];
-                const float p = exp2_fast(s[n][i] * scale2 - log_sum);
-                const bool keep = kept >> (4 * n + i) & 1u;
-                s[n][i] = keep ? p : 0.0f;
-                dp[n][i] = p * ((keep ? dp[n][i] * kept_scale : 0.0f) - mean);
             }
+            if (KEY_ROWS && dropout.active()) {
+#pragma unroll
+                for (int n = 0; n < PART / 8; ++n)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        if (!(kept >> (4 * n + i) & 1u)) s[n][i] = 0.0f;
+            }
+            multiply_into<D>(sums_first, dp, tile_first + part * ROW_BYTES<D>);
+            if constexpr (KEY_ROWS) multiply_into<D>(sums_second, s, tile_second + part * ROW_BYTES<D>);
         }
-        multiply_into<D>(sums_first, dp, tile_first);
-        if constexpr (KEY_ROWS) {
-            multiply_into<D>(sums_second, s, tile_second);
-            if (more && threadIdx.x < 2 * STREAMED)
-                statistics[(step + 1) % 2 * 2 * STREAMED + threadIdx.x] = next_statistic;
-        }
+        if (KEY_ROWS && more && threadIdx.x < 2 * STREAMED)
+            statistics[(step + 1) % 2 * 2 * STREAMED + threadIdx.x] = next_statistic;
     }
 
     store_rows<D>(own_first + own * ROW_BYTES<D>, sums_first, {scale, scale}, to_first + static_cast<long long>(own) * lddfirst,

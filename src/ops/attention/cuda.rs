@@ -10,8 +10,10 @@ use crate::launch::{DropoutOperand, ElementType, Grid, Matrix, Pointer, Queue, i
 const THREADS: u32 = 128;
 /// Largest head the kernels hold.
 pub const MAX_HEAD_DIM: usize = 128;
-/// Mean length of sequences from which 128 queries a block pay: fewer reads a product, but fewer and larger blocks.
+/// Mean length of sequences from which 128 queries a block can pay: fewer reads a product, but fewer and larger blocks.
 const LONG: usize = 256;
+/// Blocks a multiprocessor that there must then be, so that the last round of blocks is a small part of all.
+const LONG_BLOCKS: usize = 8;
 
 /// What decides the grid and the kernel.
 #[derive(Clone, Copy)]
@@ -52,12 +54,37 @@ impl Problem {
     }
 }
 
-/// Bytes of shared memory of a block that owns `own` rows of head size `size` and streams `streamed` rows.
-fn shared_bytes(element: ElementType, size: usize, own: usize, streamed: usize, scores: usize) -> usize {
-    match element {
-        ElementType::Bf16 => 2 * size * (own + streamed),
-        // Rows are four elements apart so that they begin in different banks; scores pass through 32 × 36 elements.
-        ElementType::F32 => 4 * ((size + 4) * (own + streamed) + scores * 32 * 36),
+/// How a block goes through its problem.
+#[derive(Clone, Copy)]
+struct Tiling {
+    element: ElementType,
+    /// Head size, padded.
+    size: usize,
+    /// Rows a block owns.
+    rows: usize,
+    /// Rows of the other side a stage holds, and stages.
+    streamed: usize,
+    stages: usize,
+}
+
+impl Tiling {
+    fn new(element: ElementType, size: usize) -> Tiling {
+        let (rows, streamed, stages) = match element {
+            ElementType::F32 => (32, 32, 1),
+            ElementType::Bf16 => (64, if size <= 64 { 64 } else { 32 }, 2),
+        };
+        Tiling { element, size, rows, streamed, stages }
+    }
+
+    /// Bytes of shared memory of a block that keeps `own` rows, streams two operands, and in f32 passes `scores` tiles
+    /// of scores.
+    fn shared_bytes(&self, own: usize, scores: usize) -> usize {
+        let rows = own + 2 * self.stages * self.streamed;
+        match self.element {
+            ElementType::Bf16 => 2 * self.size * rows,
+            // Rows are four elements further apart, so that they begin in different banks.
+            ElementType::F32 => 4 * ((self.size + 4) * rows + scores * 32 * (32 + 4)),
+        }
     }
 }
 
@@ -90,13 +117,15 @@ pub fn forward(
         return;
     }
     let (element, size) = (q.element, problem.padded(q.element));
-    let long = element == ElementType::Bf16 && size == 64 && q.rows >= LONG * sequences;
-    let (rows, streamed) = match element {
-        ElementType::F32 => (32, 32),
-        ElementType::Bf16 => (if long { 128 } else { 64 }, if size <= 64 { 64 } else { 32 }),
-    };
-    let stages = if element == ElementType::Bf16 { 2 } else { 1 };
-    let grid = problem.grid(q.rows, rows, shared_bytes(element, size, rows, 2 * stages * streamed, 1));
+    let mut tiling = Tiling::new(element, size);
+    let long = element == ElementType::Bf16
+        && size == 64
+        && q.rows >= LONG * sequences
+        && q.rows / 128 * heads >= LONG_BLOCKS * queue.device().multiprocessors as usize;
+    if long {
+        tiling.rows = 128;
+    }
+    let grid = problem.grid(q.rows, tiling.rows, tiling.shared_bytes(tiling.rows, 1));
     let vector = problem.vector(&[q, k, v, out, context]);
     macro_rules! launch {
         ($kernel:expr, $pointer:ident $(, $vector:expr)?) => {
@@ -185,14 +214,10 @@ pub fn backward(
         return;
     }
     let delta = queue.scratch::<f32>(q.rows * heads);
-    row_products(queue, dout, out, delta, heads, head_dim);
+    row_products(queue, dout, out, delta, heads, head_dim, problem.vector(&[dout, out]));
     let (element, size) = (q.element, problem.padded(q.element));
-    let (rows, stages) = match element {
-        ElementType::F32 => (32, 1),
-        ElementType::Bf16 => (64, 2),
-    };
-    let grid =
-        |scores| problem.grid(q.rows, rows, shared_bytes(element, size, 2 * rows, 2 * stages * 32, scores));
+    let tiling = Tiling::new(element, size);
+    let grid = |scores| problem.grid(q.rows, tiling.rows, tiling.shared_bytes(2 * tiling.rows, scores));
     let vector = problem.vector(&[q, k, v, dout, dq, dk, dv]);
     macro_rules! launch {
         ($kernel:expr, $scores:expr, $pointer:ident, [$($gradient:ident),*] $(, $vector:expr)?) => {
@@ -273,9 +298,12 @@ fn row_products(
     delta: Pointer<f32>,
     heads: usize,
     head_dim: usize,
+    vector: i32,
 ) {
-    const WARPS: usize = 8;
-    let grid = Grid::linear((out.rows * heads).div_ceil(WARPS), 32 * WARPS as u32);
+    const THREADS: usize = 256;
+    // Whole heads by 16 bytes a thread, or a warp a head.
+    let lanes = if vector != 0 { (head_dim * out.element.bytes() / 16).next_power_of_two() } else { 32 };
+    let grid = Grid::linear((out.rows * heads).div_ceil(THREADS / lanes), THREADS as u32);
     let (lddout, ldout) = (int(dout.ld), int(out.ld));
     let (tokens, heads, head_dim) = (int(out.rows), int(heads), int(head_dim));
     queue.push(match out.element {
@@ -289,6 +317,8 @@ fn row_products(
             tokens,
             heads,
             head_dim,
+            int(lanes),
+            vector,
         ),
         ElementType::Bf16 => attention::attention_row_products_bf16(
             grid,
@@ -300,6 +330,8 @@ fn row_products(
             tokens,
             heads,
             head_dim,
+            int(lanes),
+            vector,
         ),
     });
 }
