@@ -135,6 +135,12 @@ impl Warp<'_> {
     ) -> Next {
         let addresses = self.addresses(address);
         let bytes = access.bytes();
+        if block.plain
+            && let Some(payload) = self.load_plain(block, access.space, &addresses, bytes, mask)
+        {
+            self.scatter(d, access, &payload, mask);
+            return Next::Advance;
+        }
         block.traffic(access.space, &addresses, bytes, mask);
         let mut payload: Payload = [[0; LANES]; 4];
         for lane in lanes(mask) {
@@ -172,6 +178,97 @@ impl Warp<'_> {
         Next::Advance
     }
 
+    // Without checks, and with every lane in one allocation: no question is asked twice. `None` leaves the access to the
+    // general path, which finds what is wrong with it.
+    fn load_plain(
+        &self,
+        block: &Block<'_, '_>,
+        space: Space,
+        addresses: &Lanes64,
+        bytes: u32,
+        mask: u32,
+    ) -> Option<Payload> {
+        let mut payload: Payload = [[0; LANES]; 4];
+        let words = bytes.div_ceil(4) as usize;
+        let misaligned = u64::from(bytes - 1);
+        match space {
+            Space::Shared => {
+                let limit = (block.shared.len() as u64).checked_sub(bytes.into())?;
+                for lane in lanes(mask) {
+                    let at = addresses[lane];
+                    if at > limit || at & misaligned != 0 {
+                        return None;
+                    }
+                    let value = read_bytes(&block.shared, at as usize, bytes);
+                    for i in 0..words {
+                        payload[i][lane] = value[i];
+                    }
+                }
+            }
+            Space::Global | Space::Const => {
+                let first = addresses[mask.trailing_zeros() as usize];
+                let (allocation, offset) = block.launch.memory.locate(first, bytes).ok()?;
+                let base = first - offset;
+                let limit = allocation.bytes - u64::from(bytes);
+                for lane in lanes(mask) {
+                    let offset = addresses[lane].wrapping_sub(base);
+                    if offset > limit || offset & misaligned != 0 {
+                        return None;
+                    }
+                    for i in 0..words {
+                        payload[i][lane] = allocation.read_small(offset + 4 * i as u64, bytes.min(4));
+                    }
+                }
+            }
+            _ => return None,
+        }
+        Some(payload)
+    }
+
+    // The same for stores; checked before anything is written.
+    fn store_plain(
+        &self,
+        block: &mut Block<'_, '_>,
+        space: Space,
+        (addresses, payload): (&Lanes64, &Payload),
+        bytes: u32,
+        mask: u32,
+    ) -> Option<()> {
+        let misaligned = u64::from(bytes - 1);
+        let fits = |base: u64, limit: u64| {
+            lanes(mask).all(|lane| {
+                let offset = addresses[lane].wrapping_sub(base);
+                offset <= limit && offset & misaligned == 0
+            })
+        };
+        match space {
+            Space::Shared => {
+                if !fits(0, (block.shared.len() as u64).checked_sub(bytes.into())?) {
+                    return None;
+                }
+                for lane in lanes(mask) {
+                    let words = payload.map(|w| w[lane]);
+                    write_bytes(&mut block.shared, addresses[lane] as usize, bytes, words);
+                }
+            }
+            Space::Global => {
+                let first = addresses[mask.trailing_zeros() as usize];
+                let (allocation, offset) = block.launch.memory.locate(first, bytes).ok()?;
+                let base = first - offset;
+                if !fits(base, allocation.bytes - u64::from(bytes)) {
+                    return None;
+                }
+                for lane in lanes(mask) {
+                    let offset = addresses[lane] - base;
+                    write_global(allocation, offset, bytes, payload.map(|w| w[lane]));
+                    allocation.set_initialised(offset, bytes, u32::MAX);
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
     pub(crate) fn store(
         &mut self,
         block: &mut Block<'_, '_>,
@@ -183,8 +280,12 @@ impl Warp<'_> {
     ) -> Next {
         let addresses = self.addresses(address);
         let bytes = access.bytes();
-        block.traffic(access.space, &addresses, bytes, mask);
         let payload = self.gather(a, access);
+        if block.plain && self.store_plain(block, access.space, (&addresses, &payload), bytes, mask).is_some()
+        {
+            return Next::Advance;
+        }
+        block.traffic(access.space, &addresses, bytes, mask);
         for lane in lanes(mask) {
             let words = payload.map(|w| w[lane]);
             let valid = block.stored_bits(self, a, access, lane);

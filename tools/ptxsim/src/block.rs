@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::checks::{BlockShadow, LaunchShadow};
 use crate::findings::{Finding, FindingKind};
 use crate::instruction::Constant;
-use crate::machine::Options;
+use crate::machine::{Checks, Options};
 use crate::memory::GlobalMemory;
 use crate::module::{Kernel, Module, Special};
 use crate::registers::{Constants, LANES, Registers};
@@ -113,6 +113,8 @@ pub struct Block<'m, 'l> {
     /// What has been seen.
     pub output: BlockReport,
     pub(crate) shadow: BlockShadow,
+    /// No check looks at memory accesses beyond bounds and alignment.
+    pub(crate) plain: bool,
     /// Present when blocks run one after another.
     pub(crate) launch_shadow: Option<Box<LaunchShadow>>,
     /// Origin of the undefined value that is being stored.
@@ -168,6 +170,8 @@ impl<'m, 'l> Block<'m, 'l> {
                 ..BlockReport::default()
             },
             shadow: BlockShadow::new(warps, bytes as usize, launch.kernel.shared_granule, races),
+            plain: launch.options.checks == Checks::none()
+                && launch_shadow.as_ref().is_none_or(|s| s.expected.is_empty()),
             launch_shadow,
             stored_origin: 0,
             steps: 0,

@@ -306,6 +306,13 @@ pub struct Conversion {
     pub relu: bool,
 }
 
+impl Conversion {
+    /// Rounds to nearest, and nothing else.
+    pub fn is_plain(&self) -> bool {
+        self.rounding == Rounding::Nearest && !self.integral && !self.ftz && !self.sat && !self.relu
+    }
+}
+
 /// Memory operand: base register plus offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {

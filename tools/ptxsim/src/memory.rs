@@ -104,6 +104,10 @@ impl Allocation {
         let word = &self.initialised[(offset / 32) as usize];
         let shift = offset % 32;
         let mask = if bytes == 32 { u32::MAX } else { (1 << bytes) - 1 };
+        // Most writes go where something was written before; a look is cheaper than a locked update.
+        if bits & mask == mask && word.load(Ordering::Relaxed) >> shift & mask == mask {
+            return;
+        }
         let clear = !bits & mask;
         if clear != 0 {
             word.fetch_and(!(clear << shift), Ordering::Relaxed);

@@ -6,7 +6,7 @@ use crate::findings::FindingKind;
 use crate::instruction::{Group, Instruction, IntOp, Logic, Op, Reg};
 use crate::memory::{LOCAL_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
 use crate::registers::{LANES, Lanes32, Lanes64};
-use crate::types::{Space, Type};
+use crate::types::{Rounding, Space, Type};
 use crate::warp::{Next, Warp, is_aligned, lanes};
 
 impl Warp<'_> {
@@ -228,7 +228,8 @@ impl Warp<'_> {
             | Op::Match { members, .. }
             | Op::Redux { members, .. }
             | Op::WarpBarrier { members } => r.word(members)[mask.trailing_zeros() as usize],
-            ref op if is_aligned(op) => self.live,
+            // All threads of the warp must execute these, so lanes that have exited are missing too.
+            ref op if is_aligned(op) => block.lanes_of(self.index),
             ref op => unreachable!("{op:?} is not an operation between lanes"),
         };
         if !self.converged(block, pc, mask, members, forced) {
@@ -304,7 +305,21 @@ impl Warp<'_> {
             };
         }
         match (conversion.from, conversion.to) {
-            // The conversions of address arithmetic.
+            // What kernels do most: address arithmetic, and bf16 in and out of f32.
+            (Type::F32, Type::F32) if conversion.sat && !conversion.integral && !conversion.ftz => {
+                r.word(a).map(|v| float::saturate(f32::from_bits(v)).to_bits().into())
+            }
+            (Type::F32, Type::Bf16x2) if conversion.is_plain() => {
+                let (a, b) = (r.word(a), r.word(b));
+                std::array::from_fn(|i| convert::bf16_bits(a[i]) << 16 | convert::bf16_bits(b[i]))
+            }
+            (Type::F32, Type::Bf16) if conversion.is_plain() => r.word(a).map(convert::bf16_bits),
+            (Type::S32, Type::F32) if conversion.rounding == Rounding::Nearest => {
+                r.word(a).map(|v| (v as i32 as f32).to_bits().into())
+            }
+            (Type::U32, Type::F32) if conversion.rounding == Rounding::Nearest => {
+                r.word(a).map(|v| (v as f32).to_bits().into())
+            }
             (Type::S32, Type::S64 | Type::U64) if !conversion.sat => r.word(a).map(|v| v as i32 as u64),
             (Type::U32, Type::S64 | Type::U64) if !conversion.sat => r.word(a).map(u64::from),
             _ => {
@@ -330,6 +345,16 @@ impl Warp<'_> {
                 let holds = convert::compare_integers(comparison, (a[i] as i32).cmp(&(b[i] as i32)));
                 bits |= u32::from(holds) << i;
             }
+        } else if ty == Type::F32 && !ftz {
+            let (a, b) = (r.word(a), r.word(b));
+            let (mut less, mut equal, mut greater) = (0u32, 0u32, 0u32);
+            for i in 0..LANES {
+                let (x, y) = (f32::from_bits(a[i]), f32::from_bits(b[i]));
+                less |= u32::from(x < y) << i;
+                equal |= u32::from(x == y) << i;
+                greater |= u32::from(x > y) << i;
+            }
+            bits = convert::relation(comparison, less, equal, greater);
         } else if ty.is_float() {
             for i in 0..LANES {
                 let (x, y) = if ty.is_long() {

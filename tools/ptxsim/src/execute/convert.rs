@@ -214,6 +214,35 @@ pub fn compare_floats(comparison: Comparison, a: f64, b: f64) -> bool {
     }
 }
 
+/// Lanes in which a comparison of floats holds, given those in which each relation does.
+pub fn relation(comparison: Comparison, less: u32, equal: u32, greater: u32) -> u32 {
+    let ordered = less | equal | greater;
+    match comparison {
+        Comparison::Eq => equal,
+        Comparison::Ne => less | greater,
+        Comparison::Lt => less,
+        Comparison::Le => less | equal,
+        Comparison::Gt => greater,
+        Comparison::Ge => greater | equal,
+        Comparison::Equ => equal | !ordered,
+        Comparison::Neu => !equal,
+        Comparison::Ltu => less | !ordered,
+        Comparison::Leu => less | equal | !ordered,
+        Comparison::Gtu => greater | !ordered,
+        Comparison::Geu => greater | equal | !ordered,
+        Comparison::Num => ordered,
+        Comparison::Nan => !ordered,
+    }
+}
+
+/// An f32 rounded to the nearest bf16, on bits: the carry of the rounding runs into the exponent as it should.
+pub fn bf16_bits(bits: u32) -> u64 {
+    if f32::from_bits(bits).is_nan() {
+        return NAN16.into();
+    }
+    u64::from((bits + 0x7fff + (bits >> 16 & 1)) >> 16)
+}
+
 /// Evaluates a comparison of integers.
 pub fn compare_integers(comparison: Comparison, ordering: std::cmp::Ordering) -> bool {
     match comparison {

@@ -41,6 +41,9 @@ pub fn single(op: FloatOp, mode: FloatMode, a: &Lanes32, b: &Lanes32, c: &Lanes3
             FloatOp::Mul => return each!(|i| f(a[i]) * f(b[i])),
             FloatOp::Fma => return fused(a, b, c),
             FloatOp::Div => return each!(|i| f(a[i]) / f(b[i])),
+            FloatOp::Max => return each!(|i| maximum(f(a[i]), f(b[i]), false)),
+            FloatOp::Min => return each!(|i| minimum(f(a[i]), f(b[i]), false)),
+            FloatOp::Ex2 => return each!(|i| f64::from(f(a[i])).exp2() as f32),
             _ => {}
         }
     }

@@ -33,9 +33,9 @@ fn planted(name: &str, kind: FindingKind, line: u32) {
         let report = run(name, false, seed, Checks::all());
         let found = report.findings.iter().find(|f| f.kind == kind);
         let Some(found) = found else { panic!("{name}, seed {seed}: not found in {:#?}", report.findings) };
-        if line > 0 {
-            assert_eq!((found.file.as_str(), found.line), ("planted.cu", line), "{name}: {found}");
-        }
+        // A race is found at either of its two accesses, whichever comes last; the other one is in the message.
+        let shown = found.to_string();
+        assert!(line == 0 || shown.contains(&format!("planted.cu:{line}")), "{name}: {shown}");
         assert_eq!(found.kernel, "planted");
         let report = run(name, true, seed, Checks::all());
         assert!(report.findings.is_empty(), "corrected {name}, seed {seed}: {:#?}", report.findings);
