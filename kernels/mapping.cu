@@ -99,6 +99,8 @@ dimension_mapping(const float* cosine, int ld_cosine, int dim, float* out, int l
                 largest = candidate > largest ? candidate : largest;
             }
             largest = warp_max(largest);
+            // Every lane has read the entry that is replaced: a shuffle orders no memory.
+            __syncwarp();
             if (lane == 0) best[row] = largest;
         }
         __syncthreads();

@@ -86,6 +86,8 @@ choose_digit(unsigned* counts, int shift, unsigned* state) {
     }
     // Exactly one lane holds the one that is the last wanted.
     const u32 before = up_to - sum;
+    // Every lane has read the state before one writes it.
+    __syncwarp();
     if (before < wanted && wanted <= up_to) {
         u32 left = wanted - before;
         int digit = highest;
