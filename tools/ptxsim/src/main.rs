@@ -1,5 +1,6 @@
 //! `ptxsim`: run a kernel of a PTX file without a GPU, and print what the checks find.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -153,7 +154,7 @@ fn kernels(file: &PathBuf) -> Result<(), String> {
     for name in module.kernel_names() {
         let types = module.parameter_types(name).map_err(|e| e.to_string())?;
         let types: Vec<String> = types.iter().map(|t| format!("{t:?}").to_lowercase()).collect();
-        println!("{name}({})", types.join(", "));
+        show(&format!("{name}({})\n", types.join(", ")));
     }
     Ok(())
 }
@@ -173,15 +174,15 @@ fn execute(run: &Run) -> Result<bool, String> {
         clean &= report.findings.is_empty();
         if !run.json {
             for finding in &report.findings {
-                println!("seed {seed}: {finding}");
+                show(&format!("seed {seed}: {finding}\n"));
             }
         }
         last = report;
     }
     if run.json {
-        println!("{}", serde_json::to_string_pretty(&last).map_err(|e| e.to_string())?);
+        show(&(serde_json::to_string_pretty(&last).map_err(|e| e.to_string())? + "\n"));
     } else {
-        summary(&last);
+        show(&summary(&last));
     }
     Ok(clean)
 }
@@ -223,17 +224,24 @@ fn once(run: &Run, module: &Module, kernel: &str, seed: u64) -> Result<Report, B
     Ok(report)
 }
 
-fn summary(report: &Report) {
+// A reader that has seen enough (`| head`) closes the pipe; that is no failure of the run.
+fn show(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn summary(report: &Report) -> String {
     let counters = &report.counters;
-    println!("warp instructions  {}", counters.warp_instructions);
-    println!("lane instructions  {}", counters.lane_instructions);
-    println!("mma.sync           {}", counters.mma);
-    println!("shared accesses    {}", counters.shared_accesses);
-    println!("bank conflicts     {} replays", counters.bank_conflict_replays);
-    println!("32-byte sectors    {} (packed: {})", counters.sectors, counters.minimum_sectors);
+    let mut out = String::new();
+    out += &format!("warp instructions  {}\n", counters.warp_instructions);
+    out += &format!("lane instructions  {}\n", counters.lane_instructions);
+    out += &format!("mma.sync           {}\n", counters.mma);
+    out += &format!("shared accesses    {}\n", counters.shared_accesses);
+    out += &format!("bank conflicts     {} replays\n", counters.bank_conflict_replays);
+    out += &format!("32-byte sectors    {} (packed: {})\n", counters.sectors, counters.minimum_sectors);
     let mut list: Vec<_> = counters.by_opcode.iter().collect();
     list.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), name.as_str()));
     for (name, count) in list.into_iter().take(20) {
-        println!("{count:>12}  {name}");
+        out += &format!("{count:>12}  {name}\n");
     }
+    out
 }
