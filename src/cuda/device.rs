@@ -16,7 +16,6 @@ use crate::launch::{Argument, Device, DeviceLimits, Launch, Recording, Step};
 pub struct Cuda {
     name: String,
     info: DeviceInfo,
-    device: sys::CUdevice,
     stream: sys::CUstream,
     nvrtc: &'static Nvrtc,
     target: Target,
@@ -25,6 +24,7 @@ pub struct Cuda {
     allocations: Vec<u64>,
     graphs: HashMap<u64, sys::CUgraphExec>,
     next_graph: u64,
+    records: bool,
 }
 
 struct Loaded {
@@ -58,13 +58,13 @@ pub fn usable(ordinal: usize) -> Result<(DeviceInfo, Target)> {
 }
 
 impl Cuda {
-    /// Opens GPU number `ordinal`.
+    /// Opens GPU number `ordinal`. With `SECATEUR_GRAPHS=0` in the environment it records no graphs.
     pub fn open(ordinal: usize, cache: Cache) -> Result<Cuda> {
         let (info, target) = usable(ordinal)?;
         let nvrtc = Nvrtc::get()?;
         let failed = |error| Error::from(Unavailable::from(error));
         let device = result::device::get(ordinal as i32).map_err(failed)?;
-        // SAFETY: the device exists; the context is released when this value is dropped.
+        // SAFETY: the device exists; the context, of which there is one a device, lives as long as the process.
         let stream = unsafe {
             let context = result::primary_ctx::retain(device).map_err(failed)?;
             result::ctx::set_current(context).map_err(failed)?;
@@ -75,7 +75,6 @@ impl Cuda {
         Ok(Cuda {
             name,
             info,
-            device,
             stream,
             nvrtc,
             target,
@@ -84,6 +83,8 @@ impl Cuda {
             allocations: Vec::new(),
             graphs: HashMap::new(),
             next_graph: 0,
+            // Debuggers and profilers see single launches only without graphs.
+            records: std::env::var_os("SECATEUR_GRAPHS").is_none_or(|value| value != "0"),
         })
     }
 
@@ -261,6 +262,9 @@ impl Device for Cuda {
     }
 
     fn record(&mut self, steps: &[Step]) -> Result<Option<Recording>> {
+        if !self.records {
+            return Ok(None);
+        }
         let what = || String::from("recording a graph");
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is this value's own, and capture ends below whatever the steps do.
@@ -357,7 +361,7 @@ impl Drop for Cuda {
                 let _ = result::free_sync(address);
             }
             let _ = result::stream::destroy(self.stream);
-            let _ = result::primary_ctx::release(self.device);
+            // The context stays for the rest of the process: making one takes longer than everything else here.
         }
     }
 }
