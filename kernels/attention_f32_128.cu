@@ -13,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_f32_128(
 }
 
 /// dk and dv. One block: 32 keys of a head.
-extern "C" __global__ void __launch_bounds__(128, 3) attention_keys_f32_128(
+extern "C" __global__ void __launch_bounds__(128, 2) attention_keys_f32_128(
     const float* __restrict__ q, int ldq, const float* __restrict__ k, int ldk, const float* __restrict__ v, int ldv,
     const float* __restrict__ dout, int lddout, const float* __restrict__ lse, int ldlse,
     const float* __restrict__ delta, const int* __restrict__ cu_seqlens, int sequences, int heads, int head_dim,
