@@ -77,7 +77,7 @@ pub(super) fn measure(shape: Shape, settings: &Settings, progress: &Progress) ->
         let start = Instant::now();
         let sample = calibrate::collect(&mut session, &rows, &selection, progress)?;
         calibrations.push(start.elapsed().as_secs_f64());
-        let outcome = dual_cp::prune(&sample, &cost, &options, &mut dual_cp::CpuBackend)?;
+        let outcome = dual_cp::prune_on(settings.device, &sample, &cost, &options)?;
         totals.push(start.elapsed().as_secs_f64());
         stages = outcome.stages.0;
     }

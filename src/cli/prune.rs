@@ -1,7 +1,6 @@
 //! `secateur prune`, and the pruning part of `secateur run`.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use clap::Args;
 use safetensors::SafeTensors;
@@ -9,14 +8,13 @@ use safetensors::tensor::Dtype;
 use secateur::data::{Example, Split, Task, rows, sampling, source, task};
 use secateur::memory::MemoryPlan;
 use secateur::model::{Head, HeadRequest, Model};
-use secateur::program::ParameterLayout;
 use secateur::prune::calibrate::{self, Selection};
-use secateur::prune::dual_cp::{self, Control, CpuBackend, ExecutorBackend, OnInfeasible, Options, Search};
+use secateur::prune::dual_cp::{self, Control, OnInfeasible, Options, Search};
 use secateur::prune::{BudgetRecord, CostModel, LayerWidths, UnitMasks};
 use secateur::report::record::{Calibration, Choice, InputFile, Method as MethodRecord};
 use secateur::report::table::Table;
 use secateur::report::{Ordered, RunRecord, format, html};
-use secateur::session::{Device, Session};
+use secateur::session::Session;
 use secateur::{Error, Result};
 
 use super::context::Context;
@@ -149,18 +147,12 @@ pub fn prune(
     context.progress.check(|| "nothing was written".into())?;
     let mut memory = MemoryPlan::begin();
     let widest = cost.layers.iter().map(|l| l.neurons.max(l.heads * cost.head_dim)).max().unwrap_or(0);
-    memory.add("similarities of one layer", dual_cp::peak_bytes(widest, sample.samples, resolved.space));
+    let layers = cost.layers.len();
+    let bytes = dual_cp::peak_bytes(widest, sample.samples, resolved.space, dual_cp::layers_at_once(layers));
+    memory.add("similarities and distances", bytes);
     context.progress.plan_memory(&memory);
     let stage = context.progress.stage("pruning", 0, "");
-    let outcome = match context.device.for_similarities() {
-        Device::Cpu => dual_cp::prune(&sample, &cost, &resolved, &mut CpuBackend)?,
-        device => {
-            let layout = Arc::new(ParameterLayout::new());
-            let mut executor = device.executor(layout.clone())?;
-            let mut backend = ExecutorBackend::new(executor.as_mut(), layout);
-            dual_cp::prune(&sample, &cost, &resolved, &mut backend)?
-        }
-    };
+    let outcome = dual_cp::prune_on(context.device, &sample, &cost, &resolved)?;
     stage.finish();
     outcome.notes.iter().for_each(|note| context.progress.warn(note.clone()));
     if let Some(calibration) = &mut record.calibration {

@@ -507,7 +507,12 @@ fn several_fractions_come_from_one_set_of_trees() {
 
 #[test]
 fn peak_memory_of_bert_base_is_known() {
-    let megabytes = |space: Space| peak_bytes(3072, 200, space) as f64 / 1e6;
+    let megabytes = |space: Space| peak_bytes(3072, 200, space, 1) as f64 / 1e6;
     assert!((75.0..76.0).contains(&megabytes(Space::Direct)), "{}", megabytes(Space::Direct));
     assert!((113.0..114.0).contains(&megabytes(Space::Profile)), "{}", megabytes(Space::Profile));
+    // The distances of every further layer that is clustered at the same time.
+    assert_eq!(
+        peak_bytes(3072, 200, Space::Direct, 3) - peak_bytes(3072, 200, Space::Direct, 1),
+        2 * 8 * 3072 * 3071 / 2
+    );
 }

@@ -1,7 +1,9 @@
-//! One tree a layer for heads and one for neurons, built layer by layer so that only one layer's matrices are alive.
+//! One tree a layer for heads and one for neurons. Similarities are computed layer by layer, so that only one layer's
+//! square matrices are alive; the trees of as many layers as there are threads are then built side by side.
 
 use std::time::Instant;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -44,36 +46,49 @@ impl Forest {
             dead_neurons: Vec::new(),
             stages: StageTimes::default(),
         };
-        for layer in 0..sample.layers() {
+        let layers: Vec<usize> = (0..sample.layers()).collect();
+        for group in layers.chunks(layers_at_once(layers.len())) {
             let stages = &mut forest.stages;
-            let similarity = head_similarity(sample, layer, backend, stages)?;
-            forest.heads.push(tree(
-                similarity,
-                linkage,
-                space,
-                &format!("heads of layer {layer}"),
-                backend,
-                stages,
-            )?);
-            let similarity = neuron_similarity(sample, layer, backend, stages)?;
-            forest.neurons.push(tree(
-                similarity,
-                linkage,
-                space,
-                &format!("neurons of layer {layer}"),
-                backend,
-                stages,
-            )?);
+            let mut distances = Vec::with_capacity(2 * group.len());
+            for &layer in group {
+                let similarity = head_similarity(sample, layer, backend, stages)?;
+                distances.push(Distances::new(
+                    similarity,
+                    space,
+                    format!("heads of layer {layer}"),
+                    backend,
+                    stages,
+                )?);
+                let similarity = neuron_similarity(sample, layer, backend, stages)?;
+                distances.push(Distances::new(
+                    similarity,
+                    space,
+                    format!("neurons of layer {layer}"),
+                    backend,
+                    stages,
+                )?);
 
-            let mut heads = vec![0.0; sample.heads[layer]];
-            let mut neurons = vec![0.0; sample.neurons(layer)];
-            stages.time("mean magnitude", || {
-                backend.mean_absolute(sample.context_view(layer), sample.head_dim, &mut heads)?;
-                backend.mean_absolute(sample.activations_view(layer), 1, &mut neurons)
+                let mut heads = vec![0.0; sample.heads[layer]];
+                let mut neurons = vec![0.0; sample.neurons(layer)];
+                stages.time("mean magnitude", || {
+                    backend.mean_absolute(sample.context_view(layer), sample.head_dim, &mut heads)?;
+                    backend.mean_absolute(sample.activations_view(layer), 1, &mut neurons)
+                })?;
+                forest.dead_neurons.push((0..neurons.len()).filter(|&unit| neurons[unit] == 0.0).collect());
+                forest.head_magnitudes.push(heads);
+                forest.neuron_magnitudes.push(neurons);
+            }
+            let trees = stages.time("linkage", || {
+                distances
+                    .into_par_iter()
+                    .map(|distances| distances.tree(linkage))
+                    .collect::<Result<Vec<Tree>>>()
             })?;
-            forest.dead_neurons.push((0..neurons.len()).filter(|&unit| neurons[unit] == 0.0).collect());
-            forest.head_magnitudes.push(heads);
-            forest.neuron_magnitudes.push(neurons);
+            let mut trees = trees.into_iter();
+            while let (Some(heads), Some(neurons)) = (trees.next(), trees.next()) {
+                forest.heads.push(heads);
+                forest.neurons.push(neurons);
+            }
         }
         Ok(forest)
     }
@@ -118,30 +133,48 @@ pub(super) fn neuron_similarity(
     Ok(similarity)
 }
 
-/// Clusters the units of one `similarity` matrix C [units, units].
-fn tree(
-    similarity: Vec<f32>,
-    linkage: Linkage,
-    space: Space,
-    place: &str,
-    backend: &mut dyn SimilarityBackend,
-    stages: &mut StageTimes,
-) -> Result<Tree> {
-    let units = similarity.len().isqrt();
-    let mut condensed = match space {
-        // 1 − C is exact in f64: no two different similarities become equal distances.
-        Space::Direct => condense(&similarity, units, |c| 1.0 - f64::from(c)),
-        Space::Profile => {
-            let mut profile = vec![0.0; units * units];
-            stages.time("profile distance", || {
-                let cosine = View::dense(&similarity, units, units);
-                backend.profile_distance(cosine, &mut ViewMut::dense(&mut profile, units, units))
-            })?;
-            drop(similarity);
-            condense(&profile, units, f64::from)
-        }
-    };
-    stages.time("linkage", || Tree::build(&mut condensed, units, linkage, place))
+/// Layers whose trees are built side by side.
+pub fn layers_at_once(layers: usize) -> usize {
+    rayon::current_num_threads().clamp(1, layers.max(1))
+}
+
+/// The distances of the units of one layer, ready to be clustered.
+struct Distances {
+    /// Of i < j, row by row.
+    condensed: Vec<f64>,
+    units: usize,
+    place: String,
+}
+
+impl Distances {
+    /// From a similarity matrix C [units, units].
+    fn new(
+        similarity: Vec<f32>,
+        space: Space,
+        place: String,
+        backend: &mut dyn SimilarityBackend,
+        stages: &mut StageTimes,
+    ) -> Result<Distances> {
+        let units = similarity.len().isqrt();
+        let condensed = match space {
+            // 1 − C is exact in f64: no two different similarities become equal distances.
+            Space::Direct => condense(&similarity, units, |c| 1.0 - f64::from(c)),
+            Space::Profile => {
+                let mut profile = vec![0.0; units * units];
+                stages.time("profile distance", || {
+                    let cosine = View::dense(&similarity, units, units);
+                    backend.profile_distance(cosine, &mut ViewMut::dense(&mut profile, units, units))
+                })?;
+                drop(similarity);
+                condense(&profile, units, f64::from)
+            }
+        };
+        Ok(Distances { condensed, units, place })
+    }
+
+    fn tree(mut self, linkage: Linkage) -> Result<Tree> {
+        Tree::build(&mut self.condensed, self.units, linkage, &self.place)
+    }
 }
 
 /// The upper triangle of `matrix` [units, units], row by row.
@@ -153,19 +186,21 @@ fn condense(matrix: &[f32], units: usize, distance: impl Fn(f32) -> f64) -> Vec<
     condensed
 }
 
-/// Most bytes that building the tree of one layer of `units` units holds beside the sample: f32 matrices of
-/// units², the normalised copy of the activations, and the f64 condensed distances.
-pub fn peak_bytes(units: usize, samples: usize, space: Space) -> usize {
+/// Most bytes that building the trees of layers of `units` units holds beside the sample, `layers` of them side by side:
+/// for one layer f32 matrices of units² and the normalised copy of the activations, and the f64 condensed distances of
+/// all.
+pub fn peak_bytes(units: usize, samples: usize, space: Space, layers: usize) -> usize {
     let matrix = 4 * units * units;
     let condensed = 8 * (units * units.saturating_sub(1) / 2);
     let cosine = matrix + 4 * units * samples;
-    match space {
+    let one = match space {
         Space::Direct => cosine.max(matrix + condensed),
         // Similarity, its packed copy (whole panels of 16 rows) and the profile; then profile and condensed.
         Space::Profile => {
             cosine.max(2 * matrix + 4 * units * units.next_multiple_of(16)).max(matrix + condensed)
         }
-    }
+    };
+    one + layers.saturating_sub(1) * condensed
 }
 
 /// Seconds spent in each named stage, in the order of first use.

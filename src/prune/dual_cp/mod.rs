@@ -27,18 +27,22 @@ mod split;
 pub use backend::{CpuBackend, ReferenceBackend, SimilarityBackend};
 pub use controls::{Control, control};
 pub use executor_backend::ExecutorBackend;
-pub use forest::{Forest, StageTimes, peak_bytes};
+pub use forest::{Forest, StageTimes, layers_at_once, peak_bytes};
 pub use options::{Centroid, OnInfeasible, Options, Search, Space, Ties};
 pub use sample::CalibrationSample;
 pub use search::{Cut, cut};
 pub use split::{FeasibleRange, Part, Split, feasible_range, split};
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::program::ParameterLayout;
 use crate::prune::clustering::members;
 use crate::prune::cost::{BudgetRecord, CostModel};
 use crate::prune::masks::UnitMasks;
+use crate::session::Device;
 
 /// The result for one keep fraction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,6 +97,23 @@ pub fn prune(
     let notes = notes(sample, options, &forest, &results);
     forest.stages = stages.clone();
     Ok(Outcome { results, forest, stages, notes })
+}
+
+/// [`prune`] with its numeric steps on `device` (in f32 whatever the device's precision for models is).
+pub fn prune_on(
+    device: Device,
+    sample: &CalibrationSample,
+    cost: &CostModel,
+    options: &Options,
+) -> Result<Outcome> {
+    match device.for_similarities() {
+        Device::Cpu => prune(sample, cost, options, &mut CpuBackend),
+        device => {
+            let layout = Arc::new(ParameterLayout::new());
+            let mut executor = device.executor(layout.clone())?;
+            prune(sample, cost, options, &mut ExecutorBackend::new(executor.as_mut(), layout))
+        }
+    }
 }
 
 /// Cuts the trees for one budget and picks the centroids.
