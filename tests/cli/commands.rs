@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use assert_cmd::Command;
+use secateur::model::{Head, Model, ModelConfig};
 
 fn secateur(arguments: &[&str]) -> Command {
     let mut command = Command::cargo_bin("secateur").unwrap();
@@ -50,6 +51,22 @@ fn a_directory_that_is_no_model_is_status_1() {
     std::fs::write(empty.path().join("config.json"), r#"{"model_type": "mamba"}"#).unwrap();
     let (_, text) = failure(&["inspect", "--model", empty.path().to_str().unwrap()]);
     assert!(text.contains("mamba"), "{text}");
+}
+
+#[test]
+fn a_model_without_a_head_is_given_that_of_a_task() {
+    let folder = tempfile::tempdir().unwrap();
+    let fields = r#"{"model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32}"#;
+    let config = serde_json::from_str(fields).unwrap();
+    let config = ModelConfig::from_json(config, Path::new("config.json")).unwrap();
+    Model::from_config(config, Head::Backbone, 1).unwrap().save(folder.path()).unwrap();
+    let program = ["inspect", "--model", folder.path().to_str().unwrap(), "--program", "train"];
+    assert!(failure(&program).1.contains("name a task"));
+    let output = secateur(&[&program[..], &["--task", "mrpc"]].concat()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("d classifier.weight"), "{text}");
+    assert!(failure(&[&program[..], &["--task", "table"]].concat()).1.contains("its data only"));
 }
 
 #[test]

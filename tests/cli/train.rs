@@ -133,6 +133,9 @@ fn pruning_before_fine_tuning_end_to_end() {
         // What was saved is what was measured.
         let again = run(&[&["evaluate", "--model", text(&directory)][..], &task[..]].concat());
         assert_eq!(accuracy(&again, 0), accuracy(record, 1));
+        // Of the FLOPs before pruning, which the small model's configuration knows; at the mean length of other rows.
+        let kept = again["evaluations"][0]["keep_flops"].as_f64().unwrap();
+        assert!((kept - reached).abs() < 0.02, "{kept}, pruned to {reached}");
         let config: Value =
             serde_json::from_str(&std::fs::read_to_string(directory.join("config.json")).unwrap()).unwrap();
         assert_eq!(config["id2label"]["1"], "grammatical");
