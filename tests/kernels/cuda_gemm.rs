@@ -173,8 +173,11 @@ impl Operands {
 
     /// C and the preactivation of the device.
     fn run(&self, case: &Case) -> (Vec<f32>, Option<Vec<f32>>) {
+        self.run_on(case, &mut TestDevice::with_precision(case.precision))
+    }
+
+    fn run_on(&self, case: &Case, device: &mut TestDevice) -> (Vec<f32>, Option<Vec<f32>>) {
         let &Case { m, n, k, transpose, .. } = case;
-        let device = &mut TestDevice::with_precision(case.precision);
         let shape = |transposed, rows, cols| if transposed { (cols, rows) } else { (rows, cols) };
         let ((ar, ac), (br, bc)) = (shape(transpose.0, m, k), shape(transpose.1, k, n));
         let a = slice(device, ar, ac, case.shift.0, Some(&self.a), case.input());
@@ -421,5 +424,22 @@ fn not_a_number_and_infinity_propagate() {
                 }
             }
         }
+    }
+}
+
+/// The same bits whatever the order of blocks and warps, with k cut into parts as well.
+#[test]
+fn bits_of_products_do_not_depend_on_the_order_of_blocks() {
+    for (precision, tile, splits) in
+        [(Precision::Bf16, 4, 3), (Precision::Bf16, 1, 1), (Precision::F32, 0, 2)]
+    {
+        let plain = Case::plain(precision, (70, 201, 300), (false, true));
+        let case = Case { tile: Some(tile), splits, bias: true, dropout: Some(0.1), residual: true, ..plain };
+        let operands = Operands::new(&case);
+        let bits = |order: u64| {
+            let (c, _) = operands.run_on(&case, &mut TestDevice::with_order(order));
+            c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        assert_eq!(bits(1), bits(2), "{precision:?}");
     }
 }

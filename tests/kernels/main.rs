@@ -9,6 +9,7 @@ mod common;
 mod cuda_attention;
 mod cuda_convert;
 mod cuda_gemm;
+mod cuda_gemm_traffic;
 mod cuda_loss;
 mod cuda_optimizer;
 mod cuda_rows;
