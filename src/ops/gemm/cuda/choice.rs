@@ -194,16 +194,19 @@ mod tests {
     const RTX: DeviceLimits =
         DeviceLimits { multiprocessors: 128, shared_bytes: 99 << 10, capability: (8, 9) };
 
-    /// Multiprocessors that have work, of those that the rounds of blocks offer.
-    fn filled(limits: DeviceLimits, m: usize, n: usize, k: usize) -> f64 {
-        let choice = choose(limits, Precision::Bf16, m, n, k);
+    /// Share of the multiprocessors' turns that have a block.
+    fn filled(limits: DeviceLimits, choice: Choice, m: usize, n: usize) -> f64 {
         let blocks = tiles(Precision::Bf16)[choice.tile].count(m, n) * choice.splits;
         blocks as f64 / (blocks.next_multiple_of(limits.multiprocessors as usize)) as f64
     }
 
+    /// What the choice is for: one tile of 128×128 and a whole k leave up to three quarters of a device idle at these
+    /// shapes. (A fuller device is not always faster: parts of k cost another launch and traffic.)
     #[test]
-    fn products_of_bert_fill_the_device() {
+    fn products_of_bert_fill_a_device_no_less_than_one_fixed_tile() {
+        let fixed = tiles(Precision::Bf16).iter().position(|t| (t.rows, t.columns) == (128, 128)).unwrap();
         for limits in [H100, RTX] {
+            let mut gained = 0;
             for (m, n, k) in [
                 (4096, 768, 768),
                 (4096, 2304, 768),
@@ -213,9 +216,12 @@ mod tests {
                 (2304, 768, 4096),
                 (3072, 768, 4096),
             ] {
-                let filled = filled(limits, m, n, k);
-                assert!(filled >= 0.85, "{m}×{n}×{k}: {filled}");
+                let chosen = filled(limits, choose(limits, Precision::Bf16, m, n, k), m, n);
+                let plain = filled(limits, Choice { tile: fixed, splits: 1 }, m, n);
+                assert!(chosen >= plain, "{m}×{n}×{k}: {chosen} against {plain}");
+                gained += usize::from(chosen > 1.2 * plain);
             }
+            assert!(gained >= 3, "{limits:?}: the choice hardly differs from a fixed tile");
         }
     }
 
