@@ -44,8 +44,10 @@ impl Run {
 pub fn once() {
     let model = bert(BERT_BASE, Head::Backbone);
     let lengths = mrpc_lengths();
-    let rows: Vec<Example> =
-        examples(&[lengths.clone()], BERT_BASE.vocabulary, |_| Target::None).into_iter().flatten().collect();
+    let rows: Vec<Example> = examples(std::slice::from_ref(&lengths), BERT_BASE.vocabulary, |_| Target::None)
+        .into_iter()
+        .flatten()
+        .collect();
     let weights_bytes = machine::peak_bytes();
     let mut stages: Vec<(String, f64)> = Vec::new();
     let mut start = Instant::now();

@@ -1,8 +1,8 @@
 //! NVIDIA GPUs. The only module that names the driver's binding crate.
 //!
-//! Nothing here panics on a machine without a GPU, a driver or NVRTC: [`probe`] says what is there and what is missing,
+//! Nothing here panics on a machine without a GPU, a driver or NVRTC: [`devices`] says what is there and what is missing,
 //! [`Cuda::open`] fails with a reason. The binding loads libcuda on first use and panics when it is absent, so every
-//! path to it goes through [`driver`] first.
+//! path to it asks first whether it is there.
 
 mod cache;
 mod device;

@@ -60,7 +60,9 @@ fn tensors_of_rows_that_contradict_each_other_are_named() {
     let model = support::reference("models/bert_cls");
     let ints = |values: &[i32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let ids = ints(&[1, 2, 3, 4]);
-    let cases: [(&[(&str, Dtype, &[u8])], &str); 6] = [
+    /// Name, type and bytes of each tensor of a file.
+    type Tensors<'a> = &'a [(&'a str, Dtype, &'a [u8])];
+    let cases: [(Tensors<'_>, &str); 6] = [
         (&[("input_ids", Dtype::I32, &ids)], "cu_seqlens"),
         (&[("cu_seqlens", Dtype::I32, &ids)], "input_ids"),
         (&[("input_ids", Dtype::I32, &ids), ("cu_seqlens", Dtype::I32, &ints(&[0, 5]))], "4 tokens"),

@@ -1,4 +1,4 @@
-//! The losses on a device. A row is a warp's work up to [`NARROW`] classes, a block's beyond.
+//! The losses on a device. A row is a warp's work up to 512 classes, a block's beyond.
 
 mod linear;
 

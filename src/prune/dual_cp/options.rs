@@ -141,8 +141,10 @@ impl Options {
 }
 
 impl Default for Options {
-    /// The paper with an exact budget search, so that neither the step nor ties decide how much is pruned.
+    /// The paper with an exact budget search, so that neither the step nor ties decide how much is pruned, and with
+    /// complete linkage, with which fine-tuned quality was higher on MRPC (75.6 ± 0.1 % against 74.6 ± 1.7 %, three
+    /// seeds) and STS-B (82.4 against 79.8, one seed); `benches/results/2026-11-22-dual-cp-quality.md` has all.
     fn default() -> Options {
-        Options { search: Search::Exact, ties: Ties::Ordered, ..Options::paper() }
+        Options { search: Search::Exact, ties: Ties::Ordered, linkage: Linkage::Complete, ..Options::paper() }
     }
 }

@@ -99,7 +99,7 @@ impl Warp<'_> {
         size: u32,
         length: u32,
     ) -> ([u32; 4], u32) {
-        if address % u64::from(size) != 0 {
+        if !address.is_multiple_of(u64::from(size)) {
             block.report(FindingKind::Misaligned, pc, self.index, lane as u32, 1, || {
                 format!("source of a {size}-byte cp.async at {address:#x}")
             });

@@ -135,7 +135,7 @@ impl Allocation {
         let mut at = 0;
         while at < data.len() {
             let position = offset + at as u64;
-            if position % 4 == 0 && data.len() - at >= 4 {
+            if position.is_multiple_of(4) && data.len() - at >= 4 {
                 let value = u32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
                 self.word(position).store(value, Ordering::Relaxed);
                 at += 4;
@@ -150,7 +150,7 @@ impl Allocation {
         let mut at = 0;
         while at < data.len() {
             let position = offset + at as u64;
-            if position % 4 == 0 && data.len() - at >= 4 {
+            if position.is_multiple_of(4) && data.len() - at >= 4 {
                 let value = self.word(position).load(Ordering::Relaxed);
                 data[at..at + 4].copy_from_slice(&value.to_le_bytes());
                 at += 4;

@@ -47,7 +47,7 @@ fn loops_of_different_length() {
         0,
     );
     for (n, value) in got.into_iter().enumerate() {
-        assert_eq!(value as usize, 32 << 16 | n * (n + 1) / 2);
+        assert_eq!(value as usize, (32 << 16) | (n * (n + 1) / 2));
     }
 }
 
@@ -133,7 +133,7 @@ fn special_registers() {
     assert!(report.findings.is_empty(), "{:?}", report.findings);
     let bytes = machine.read(out, 4 * 192).unwrap();
     for (i, b) in bytes.chunks(4).enumerate() {
-        let want = 3 << 16 | (i % 64 / 32) << 8 | i % 32;
+        let want = 3 << 16 | (i % 64 / 32) << 8 | (i % 32);
         assert_eq!(u32::from_le_bytes(b.try_into().unwrap()) as usize, want);
     }
 }

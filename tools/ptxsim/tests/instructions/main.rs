@@ -11,7 +11,7 @@ mod tensor;
 
 use ptxsim::{Argument, Checks, Machine, Module, Options};
 
-pub const HEADER: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
+pub(crate) const HEADER: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
 
 /// Register kinds in a signature: result, colon, operands.
 fn declaration(kind: char) -> (&'static str, &'static str) {
@@ -98,11 +98,11 @@ pub fn d(x: f64) -> u64 {
 pub struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Random {
+    pub(crate) fn new(seed: u64) -> Random {
         Random(seed)
     }
 
-    pub fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
