@@ -7,9 +7,9 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::View;
 use serde_json::{Map, Value};
@@ -42,13 +42,14 @@ pub struct Tensor {
     end: usize,
 }
 
-/// Bytes of a tensor that are in memory at once while it is read, about.
+/// Bytes of a tensor that are in memory at once while it is copied, about.
 const PIECE: usize = 1 << 20;
 
-/// Tensors of one or several files. Headers are in memory, values are read piece by piece to their place.
+/// Tensors of one or several files, mapped into memory. Values are copied to their place piece by piece, and the
+/// pages of a piece are given back: resident pages of a mapping count as memory of the process.
 #[derive(Debug)]
 pub struct TensorFiles {
-    files: Vec<(PathBuf, File)>,
+    files: Vec<(PathBuf, Mmap)>,
     tensors: BTreeMap<String, Tensor>,
 }
 
@@ -83,13 +84,16 @@ impl TensorFiles {
 
     fn add(&mut self, path: &Path) -> Result<()> {
         let file = File::open(path).map_err(Error::io(path, "opening"))?;
+        // SAFETY: the mapping is read-only. Another process that truncates the file while it is mapped could make a
+        // read fault; checkpoints are replaced by renaming, which leaves the mapped inode whole.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "mapping"))?;
         let number = self.files.len();
-        for (name, tensor) in header(path, &file, number)? {
+        for (name, tensor) in header(path, &map, number)? {
             if self.tensors.insert(name.clone(), tensor).is_some() {
                 return Err(Error::format(path, format!("tensor {name} is in another shard as well")));
             }
         }
-        self.files.push((path.to_path_buf(), file));
+        self.files.push((path.to_path_buf(), map));
         Ok(())
     }
 
@@ -112,8 +116,7 @@ impl TensorFiles {
     /// Fails on types that are not floating point and on values that are not finite.
     pub fn copy_rows(&self, name: &str, cols: usize, ld: usize, out: &mut [f32]) -> Result<()> {
         let tensor = &self.tensors[name];
-        let (path, file) = &self.files[tensor.file];
-        let mut piece = Vec::new();
+        let (path, map) = &self.files[tensor.file];
         let width = match tensor.kind {
             Kind::F16 | Kind::Bf16 => 2,
             Kind::F32 => 4,
@@ -125,19 +128,16 @@ impl TensorFiles {
             }
         };
         let rows_at_once = (PIECE / (cols * width).max(1)).max(1);
-        let mut left = tensor.end - tensor.start;
-        let mut reader: &File = file;
-        reader.seek(SeekFrom::Start(tensor.start as u64)).map_err(Error::io(path, "reading"))?;
-        for out in out.chunks_mut(rows_at_once * ld.max(1)) {
-            piece.resize(left.min(rows_at_once * cols * width), 0);
-            left -= piece.len();
-            reader.read_exact(&mut piece).map_err(Error::io(path, "reading"))?;
+        let pieces = map[tensor.start..tensor.end].chunks((rows_at_once * cols * width).max(1));
+        for (piece, out) in pieces.zip(out.chunks_mut(rows_at_once * ld.max(1))) {
             match tensor.kind {
-                Kind::F16 => convert(&piece, cols, ld, out, |b| half::f16::from_le_bytes(b).to_f32()),
-                Kind::Bf16 => convert(&piece, cols, ld, out, |b| half::bf16::from_le_bytes(b).to_f32()),
-                Kind::F64 => convert(&piece, cols, ld, out, |b| f64::from_le_bytes(b) as f32),
-                _ => convert(&piece, cols, ld, out, f32::from_le_bytes),
+                Kind::F16 => convert(piece, cols, ld, out, |b| half::f16::from_le_bytes(b).to_f32()),
+                Kind::Bf16 => convert(piece, cols, ld, out, |b| half::bf16::from_le_bytes(b).to_f32()),
+                Kind::F64 => convert(piece, cols, ld, out, |b| f64::from_le_bytes(b) as f32),
+                _ => convert(piece, cols, ld, out, f32::from_le_bytes),
             }
+            #[cfg(unix)]
+            give_back(map);
         }
         let rows = out.chunks(ld.max(1)).enumerate();
         for (row, values) in rows {
@@ -151,6 +151,16 @@ impl TensorFiles {
         }
         Ok(())
     }
+}
+
+/// Takes the pages of a mapping out of this process's memory. All of them: a fault maps neighbours of its page too.
+#[cfg(unix)]
+fn give_back(map: &Mmap) {
+    // SAFETY: the mapping is of a file and read-only, so no page holds anything that the file does not: a page that
+    // is dropped, even while it is borrowed here or in another thread, is read again on demand with the same bytes.
+    let advised = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    // Where the advice is refused, the pages stay until the system wants them.
+    advised.unwrap_or_default();
 }
 
 fn convert<const N: usize>(
@@ -168,36 +178,32 @@ fn convert<const N: usize>(
     }
 }
 
-/// Reads and checks the header of a file.
-fn header(path: &Path, mut file: &File, number: usize) -> Result<Vec<(String, Tensor)>> {
+/// Parses and checks the header of a mapped file.
+fn header(path: &Path, map: &[u8], file: usize) -> Result<Vec<(String, Tensor)>> {
     let broken =
         |message: String| Error::format(path, format!("is not a usable safetensors file: {message}"));
-    let bytes = file.metadata().map_err(Error::io(path, "reading"))?.len();
-    let Some(rest) = bytes.checked_sub(8) else {
-        return Err(broken(format!("it has {bytes} bytes")));
+    let Some((length, rest)) = map.split_first_chunk::<8>() else {
+        return Err(broken(format!("it has {} bytes", map.len())));
     };
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(Error::io(path, "reading"))?;
-    let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER || length > rest {
-        let message = format!("its header claims {length} bytes, the file has {rest} after it");
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER || length > rest.len() as u64 {
+        let message = format!("its header claims {length} bytes, the file has {} after it", rest.len());
         return Err(broken(message));
     }
-    let data = (rest - length) as usize;
-    let mut header = vec![0; length as usize];
-    file.read_exact(&mut header).map_err(Error::io(path, "reading"))?;
+    let (header, data) = rest.split_at(length as usize);
     let header: Map<String, Value> =
-        serde_json::from_slice(&header).map_err(|error| broken(format!("its header: {error}")))?;
+        serde_json::from_slice(header).map_err(|error| broken(format!("its header: {error}")))?;
     let mut tensors = Vec::with_capacity(header.len());
     for (name, entry) in header {
         if name == "__metadata__" {
             continue;
         }
         let tensor =
-            tensor(&entry, number).ok_or_else(|| broken(format!("tensor {name} has a broken header")))?;
-        if tensor.start > tensor.end || tensor.end > data {
+            tensor(&entry, file).ok_or_else(|| broken(format!("tensor {name} has a broken header")))?;
+        if tensor.start > tensor.end || tensor.end > data.len() {
             let Tensor { start, end, .. } = tensor;
-            let message = format!("tensor {name} claims bytes {start} to {end} of {data}; truncated?");
+            let message =
+                format!("tensor {name} claims bytes {start} to {end} of {}; truncated?", data.len());
             return Err(broken(message));
         }
         let size = element_bits(&tensor.type_name)
