@@ -326,3 +326,31 @@ pub(super) fn atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -
         let _ = std::fs::remove_file(&temporary);
     })
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Bytes of the mapping of `path` that are resident in this process.
+    fn resident(path: &Path) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| !line.ends_with(path.to_str().unwrap()));
+        let kilobytes = lines.find_map(|line| line.strip_prefix("Rss:")).expect("the file is mapped");
+        1024 * kilobytes.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+    }
+
+    #[test]
+    fn copied_tensors_leave_no_pages_of_the_file_resident() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let values: Vec<f32> = (0..1 << 20).map(|i| i as f32).collect();
+        let rows = Rows { values: &values, shape: vec![1 << 12, 1 << 8], cols: 1 << 8, ld: 1 << 8 };
+        write(&path, &[("weight".to_string(), rows)]).unwrap();
+        let files = TensorFiles::open_file(&path).unwrap();
+        assert!(resident(&path) > 0, "the header was read");
+        let mut copied = vec![0.0; values.len()];
+        files.copy_rows("weight", 1 << 8, 1 << 8, &mut copied).unwrap();
+        assert!(copied == values);
+        assert_eq!(resident(&path), 0);
+    }
+}
