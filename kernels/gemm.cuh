@@ -59,6 +59,7 @@ __device__ __forceinline__ int list_live(const float* inner_mask, int k, u16* li
         for (int first = 0; first < count; first += WARP) {
             const bool live = first + lane < count && list[first + lane] != 0;
             const u32 ballot = __ballot_sync(FULL_MASK, live);
+            __syncwarp(); // a vote orders no memory
             if (live) list[listed + __popc(ballot & ((1u << lane) - 1))] = first + lane;
             listed += __popc(ballot);
             __syncwarp();
