@@ -474,7 +474,20 @@ impl<D: Device> Executor for DeviceExecutor<D> {
 
     fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) -> Result<()> {
         out.clear();
-        self.read_with(id, slot, extents, |value| out.push(value))
+        let matrix = self.slot(id, slot, extents)?;
+        if matrix.element != ElementType::F32 || matrix.is_empty() {
+            return self.read_with(id, slot, extents, |value| out.push(value));
+        }
+        // Similarities are tens of megabytes: straight to where they are wanted, then closed up over the padding.
+        out.resize((matrix.rows - 1) * matrix.ld + matrix.cols, 0.0);
+        self.device.download(matrix.address, bytemuck::cast_slice_mut(out))?;
+        if matrix.ld > matrix.cols {
+            for row in 1..matrix.rows {
+                out.copy_within(row * matrix.ld..row * matrix.ld + matrix.cols, row * matrix.cols);
+            }
+            out.truncate(matrix.rows * matrix.cols);
+        }
+        Ok(())
     }
 
     fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Vec<f64>> {
