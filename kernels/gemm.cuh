@@ -47,8 +47,8 @@ template <int LENGTH, int THREADS>
 __device__ __forceinline__ int list_live(const float* inner_mask, int k, u16* list) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, count = (k + LENGTH - 1) / LENGTH;
     for (int slice = warp; slice < count; slice += THREADS / WARP) {
-        const int p = slice * LENGTH + lane;
-        const bool live = lane < LENGTH && p < k && inner_mask[p] != 0.0f;
+        bool live = false;
+        for (int p = slice * LENGTH + lane; p < min((slice + 1) * LENGTH, k); p += WARP) live |= inner_mask[p] != 0.0f;
         const bool any = __any_sync(FULL_MASK, live);
         if (lane == 0) list[slice] = any;
     }
@@ -71,12 +71,12 @@ __device__ __forceinline__ int list_live(const float* inner_mask, int k, u16* li
 }
 
 // Part `blockIdx.y` of `splits` of the slices.
-template <typename T, typename S>
+template <typename S>
 __device__ __forceinline__ Slices my_slices(int k, int splits, const float* inner_mask) {
-    Slices slices = {0, (k + SLICE<T> - 1) / SLICE<T>, nullptr};
+    Slices slices = {0, (k + S::slice - 1) / S::slice, nullptr};
     if (inner_mask != nullptr) {
         u16* list = reinterpret_cast<u16*>(shared_bytes + S::stages * S::stage_bytes);
-        slices.last = list_live<SLICE<T>, S::threads>(inner_mask, k, list);
+        slices.last = list_live<S::slice, S::threads>(inner_mask, k, list);
         slices.live = list;
     }
     const int count = slices.last, part = blockIdx.y;
@@ -91,15 +91,15 @@ __device__ __forceinline__ float* my_partials(float* partials, int splits, int m
 }
 __device__ __forceinline__ int partials_ld(int n) { return (n + 3) / 4 * 4; }
 
-template <typename T, typename S>
-__device__ __forceinline__ void gemm_mma(const Factors<T>& f, int layout, const float* inner_mask, int splits, float* partials,
+template <typename S>
+__device__ __forceinline__ void gemm_mma(const Factors<typename S::T>& f, int layout, const float* inner_mask, int splits, float* partials,
                                          const GemmEpilogue& e) {
     static_assert(S::threads / WARP * 16 * STAGED_LD<S::warp_columns> * 4 <= S::stages * S::stage_bytes, "staging fits");
     constexpr int tall = S::warp_rows / 16, wide = S::warp_columns / 8;
     const Corner corner(e.m, e.n, S::rows, S::columns);
     float sum[tall][wide][4] = {};
     if (any_live<S::columns>(e, corner.column)) {
-        const Slices slices = my_slices<T, S>(f.k, splits, inner_mask);
+        const Slices slices = my_slices<S>(f.k, splits, inner_mask);
         const u32 shared = shared_address(shared_bytes);
         if (layout == 0)
             multiply_slices<S, false, false>(sum, shared, f, corner.row, corner.column, slices);

@@ -8,7 +8,7 @@ __device__ __forceinline__ void gemm_fma(const Factors<float>& f, int layout, co
     const Corner corner(e.m, e.n, S::rows, S::columns);
     float sum[8][8] = {};
     if (any_live<S::columns>(e, corner.column)) {
-        const Slices slices = my_slices<float, S>(f.k, splits, inner_mask);
+        const Slices slices = my_slices<S>(f.k, splits, inner_mask);
         const u32 shared = shared_address(shared_bytes);
         if (layout == 0)
             multiply_slices_f32<S, false, false>(sum, shared, f, corner.row, corner.column, slices);
@@ -47,5 +47,5 @@ extern "C" __global__ void __launch_bounds__(128, 3) gemm_f32_64x128(
     const float* inner_mask, int splits, float* partials, unsigned char* c, int ldc, unsigned char* preactivation,
     int ld_preactivation, const unsigned char* residual, int ld_residual, const float* bias, const float* neuron_mask,
     const int* key, unsigned site, unsigned long long threshold, float scale, int flags) {
-    gemm_fma<Tile<64, 128, 32, 64, 3>>({a, b, lda, ldb, m, n, k}, layout, inner_mask, splits, partials, EPILOGUE);
+    gemm_fma<Tile<float, 64, 128, 32, 64, 3, 64>>({a, b, lda, ldb, m, n, k}, layout, inner_mask, splits, partials, EPILOGUE);
 }

@@ -8,5 +8,5 @@ extern "C" __global__ void __launch_bounds__(128, 4) gemm_tf32_64x64(
     const float* inner_mask, int splits, float* partials, unsigned char* c, int ldc, unsigned char* preactivation,
     int ld_preactivation, const unsigned char* residual, int ld_residual, const float* bias, const float* neuron_mask,
     const int* key, unsigned site, unsigned long long threshold, float scale, int flags) {
-    gemm_mma<float, Tile<64, 64, 32, 32, 4>>({a, b, lda, ldb, m, n, k}, layout, inner_mask, splits, partials, EPILOGUE);
+    gemm_mma<Tile<float, 64, 64, 32, 32, 3, 128>>({a, b, lda, ldb, m, n, k}, layout, inner_mask, splits, partials, EPILOGUE);
 }

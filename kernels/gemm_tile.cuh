@@ -1,17 +1,12 @@
 // The inner part of a product: a block's tile of C as a pipeline over slices of k.
 //
-// A slice is 64 bytes of k (32 bf16, 16 f32). cp.async brings the slices of both operands to a ring of STAGES stages
-// in shared memory; edges are filled with zeros there, so nothing after it knows of them. Each operand lies in memory
-// in one of two ways: with k along its rows ("rows": tiles of 64-byte rows), or with k across ("slab": a tile has a row
-// for each k). Both are copied 16 bytes at a time as they lie, and transposed, where need be, on the way from shared
-// memory to registers; the swizzles of mma.cuh keep both ways free of bank conflicts.
+// A slice is 64 or 128 bytes of k (32 or 64 bf16, 16 or 32 f32). cp.async brings the slices of both operands to a ring of
+// stages in shared memory; the edge of k is filled with zeros there, so nothing after it knows of it. Each operand lies in
+// memory in one of two ways: with k along its rows ("rows": tiles with rows of a slice), or with k across ("slab": a tile
+// has a row for each k). Both are copied 16 bytes at a time as they lie, and transposed, where need be, on the way from
+// shared memory to registers; the swizzles of mma.cuh keep both ways free of bank conflicts.
 #pragma once
 #include "mma.cuh"
-
-#define SLICE_BYTES 64
-
-template <typename T>
-constexpr int SLICE = SLICE_BYTES / sizeof(T);
 
 // A product's operands: `a` is [m, k], or [k, m] if it is a slab; `b` is [n, k], or [k, n] if it is a slab. Rows start
 // on multiples of 16 bytes.
@@ -29,146 +24,132 @@ struct Slices {
     __device__ __forceinline__ int at(int i) const { return live == nullptr ? i : live[i]; }
 };
 
-// Bytes to copy of the 16 at `column` in a row with `columns` elements.
-template <typename T>
-__device__ __forceinline__ int bytes_left(int column, int columns) {
-    return max(0, min(16, (columns - column) * static_cast<int>(sizeof(T))));
-}
-
-// Starts the copy of slice `slice` of rows `row` to row + ROWS − 1 of x [rows, k] to a tile of 64-byte rows.
-template <typename T, int ROWS, int THREADS>
-__device__ __forceinline__ void copy_rows(u32 tile, const T* x, int ld, int row, int rows, int slice, int k) {
-    static_assert(ROWS * 4 % THREADS == 0, "every thread copies equally much");
-    constexpr int stride = THREADS / 4;
-    const int local = threadIdx.x / 4, chunk = threadIdx.x % 4, column = slice * SLICE<T> + chunk * Lanes<T>::count;
-    const int left = bytes_left<T>(column, k);
-    const T* from = x + static_cast<long long>(row + local) * ld + column;
-#pragma unroll
-    for (int i = 0; i < ROWS / stride; ++i, from += static_cast<long long>(stride) * ld) {
-        const bool inside = row + local + i * stride < rows && left > 0;
-        copy_async(tile + swizzle_64(local + i * stride, chunk), inside ? from : x, inside ? left : 0);
-    }
-}
-
-// Starts the copy of slice `slice` of columns `column` to column + COLUMNS − 1 of x [k, columns] to a slab.
-template <typename T, int COLUMNS, int THREADS>
-__device__ __forceinline__ void copy_slab(u32 tile, const T* x, int ld, int column, int columns, int slice, int k) {
-    constexpr int row_bytes = COLUMNS * sizeof(T), chunks = row_bytes / 16;
-    static_assert(SLICE<T> * chunks % THREADS == 0, "every thread copies equally much");
-    if constexpr (THREADS % chunks == 0) {
-        constexpr int stride = THREADS / chunks;
-        const int local = threadIdx.x / chunks, chunk = threadIdx.x % chunks, first = column + chunk * Lanes<T>::count;
-        const int row = slice * SLICE<T> + local, left = bytes_left<T>(first, columns);
-        const T* from = x + static_cast<long long>(row) * ld + first;
-#pragma unroll
-        for (int i = 0; i < SLICE<T> / stride; ++i, from += static_cast<long long>(stride) * ld) {
-            const bool inside = row + i * stride < k && left > 0;
-            copy_async(tile + swizzle_wide<T, row_bytes>(local + i * stride, chunk), inside ? from : x, inside ? left : 0);
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < SLICE<T> * chunks / THREADS; ++i) {
-            const int index = threadIdx.x + i * THREADS, local = index / chunks, chunk = index % chunks;
-            const int row = slice * SLICE<T> + local, first = column + chunk * Lanes<T>::count;
-            const int left = row < k ? bytes_left<T>(first, columns) : 0;
-            const T* from = x + static_cast<long long>(row) * ld + first;
-            copy_async(tile + swizzle_wide<T, row_bytes>(local, chunk), left > 0 ? from : x, left);
-        }
-    }
-}
-
-// Sizes of a kernel: the block's tile of C, the warps that share it, and the stages in flight.
-template <int TILE_ROWS, int TILE_COLUMNS, int WARP_ROWS, int WARP_COLUMNS, int DEPTH>
+// Sizes of a kernel: the block's tile of C, the warps that share it, the stages in flight, and bytes of k in a slice.
+template <typename ELEMENT, int TILE_ROWS, int TILE_COLUMNS, int WARP_ROWS, int WARP_COLUMNS, int DEPTH, int SLICE_BYTES>
 struct Tile {
+    using T = ELEMENT;
     static constexpr int rows = TILE_ROWS, columns = TILE_COLUMNS, warp_rows = WARP_ROWS, warp_columns = WARP_COLUMNS;
     static constexpr int warps_across = TILE_COLUMNS / WARP_COLUMNS;
     static constexpr int threads = TILE_ROWS / WARP_ROWS * warps_across * WARP;
+    static constexpr int slice_bytes = SLICE_BYTES, slice = SLICE_BYTES / sizeof(T);
     static constexpr int stages = DEPTH, a_bytes = TILE_ROWS * SLICE_BYTES;
     static constexpr int stage_bytes = (TILE_ROWS + TILE_COLUMNS) * SLICE_BYTES;
     static __device__ __forceinline__ int warp_row() { return threadIdx.x / WARP / warps_across * warp_rows; }
     static __device__ __forceinline__ int warp_column() { return threadIdx.x / WARP % warps_across * warp_columns; }
 };
 
-// Starts the copies of one slice to the stage at `stage`.
-template <typename S, bool A_SLAB, bool B_SLAB, typename T>
-__device__ __forceinline__ void copy_slice(u32 stage, const Factors<T>& f, int row, int column, int slice) {
-    if constexpr (A_SLAB)
-        copy_slab<T, S::rows, S::threads>(stage, f.a, f.lda, row, f.m, slice, f.k);
-    else
-        copy_rows<T, S::rows, S::threads>(stage, f.a, f.lda, row, f.m, slice, f.k);
-    if constexpr (B_SLAB)
-        copy_slab<T, S::columns, S::threads>(stage + S::a_bytes, f.b, f.ldb, column, f.n, slice, f.k);
-    else
-        copy_rows<T, S::columns, S::threads>(stage + S::a_bytes, f.b, f.ldb, column, f.n, slice, f.k);
+// Bytes to copy of the 16 at `column` in a row with `columns` elements.
+template <typename T>
+__device__ __forceinline__ int bytes_left(int column, int columns) {
+    return max(0, min(16, (columns - column) * static_cast<int>(sizeof(T))));
 }
 
-// The registers of one step (half a slice: 16 k of bf16, 8 of tf32) of a warp's factors: a tile of 16 rows of A is four
-// registers, a pair of tiles of 8 columns of B is four.
+// One operand's way to shared memory: x [length, k], or [k, length] if it is a SLAB, of which the block multiplies LENGTH
+// rows (columns of a slab) from `first` on. A thread copies `count` chunks of 16 bytes a slice. It is one column of chunks
+// and every `stride`-th row; of a slab, which is a row of parts of 128 bytes, in each part.
+template <typename S, int LENGTH, bool SLAB>
+struct Copies {
+    using T = typename S::T;
+    static constexpr int lanes = Lanes<T>::count, row_bytes = SLAB ? LENGTH * sizeof(T) : S::slice_bytes;
+    static constexpr int across = SLAB ? 8 : row_bytes / 16, stride = S::threads / across;
+    static constexpr int parts = SLAB ? row_bytes / 128 : 1, down = (SLAB ? S::slice : LENGTH) / stride, count = parts * down;
+    static_assert(stride % 8 == 0 && down * stride == (SLAB ? S::slice : LENGTH), "every thread copies equally much");
+
+    const T* x;
+    int ld, first, length, k;
+    bool plain; // whether a whole slice needs no 16 bytes of which only a part may be read
+
+    __device__ __forceinline__ Copies(const T* x, int ld, int first, int length, int k)
+        : x(x), ld(ld), first(first), length(length), k(k),
+          plain(!SLAB || length % lanes == 0 || first + LENGTH <= length) {}
+
+    static __device__ __forceinline__ int local() { return threadIdx.x / across; }
+    static __device__ __forceinline__ int chunk() { return threadIdx.x % across; }
+    // Where copy 0 goes; the others lie at constant distances, for the swizzles repeat after 8 rows.
+    static __device__ __forceinline__ u32 place() {
+        if constexpr (SLAB) return swizzle_wide<T, row_bytes>(local(), chunk());
+        return swizzle_rows<S::slice_bytes>(local(), chunk());
+    }
+    static __device__ constexpr int distance(int i) { return i / parts * stride * row_bytes + i % parts * 128; }
+
+    // Starts all copies of a slice, with zeros for what lies outside of x.
+    __device__ __forceinline__ void edge(u32 tile, int slice) const {
+        // The CUDA cores' loop has no other way; the tensor cores' need their registers.
+#pragma unroll(S::slice_bytes == 64 ? count : 1)
+        for (int i = 0; i < count; ++i) {
+            const int row = SLAB ? slice * S::slice + local() + i / parts * stride : first + local() + i * stride;
+            const int column = SLAB ? first + (i % parts * 8 + chunk()) * lanes : slice * S::slice + chunk() * lanes;
+            const int left = row < (SLAB ? k : length) ? bytes_left<T>(column, SLAB ? length : k) : 0;
+            copy_async(tile + place() + distance(i), left > 0 ? x + static_cast<long long>(row) * ld + column : x, left);
+        }
+    }
+
+    // Starts all copies of a slice that lies in k as a whole, if `wanted`, of a plain operand. What lies past `length` adds
+    // to nothing that is kept: anything may stand there, and it is a copy of the last.
+    __device__ __forceinline__ void whole(bool wanted, u32 tile, int slice) const {
+        const int start = SLAB ? chunk() * lanes : local(), last = length - first - (SLAB ? lanes : 1);
+        const long long corner = SLAB ? static_cast<long long>(slice * S::slice + local()) * ld + first
+                                      : static_cast<long long>(first) * ld + slice * S::slice + chunk() * lanes;
+        const int ld_bytes = ld * static_cast<int>(sizeof(T));
+        tile += place();
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+            const int down = SLAB ? i / parts * stride : 0, right = SLAB ? i % parts * 8 * lanes : i * stride;
+            copy_async_if(wanted, tile + distance(i), x + corner, down, ld_bytes, start + right, last, SLAB ? sizeof(T) : ld_bytes);
+        }
+    }
+};
+
+// A step is 32 bytes of k (16 of bf16, 8 of tf32). The registers of a step of a warp's factors: a tile of 16 rows of A is
+// four registers, a pair of tiles of 8 columns of B is four.
 template <typename S>
 struct Fragments {
     static constexpr int tall = S::warp_rows / 16, wide = S::warp_columns / 16;
     u32 a[tall][4], b[wide][4];
 };
 
-template <typename S, bool A_SLAB, bool B_SLAB>
-__device__ __forceinline__ void load_fragments(const bf16*, Fragments<S>& to, u32 stage, int step) {
-    const int lane = threadIdx.x % WARP, row = S::warp_row(), column = S::warp_column();
-#pragma unroll
-    for (int i = 0; i < Fragments<S>::tall; ++i) {
-        if constexpr (A_SLAB)
-            load_matrices_transposed(to.a[i], stage + swizzle_wide<bf16, S::rows * 2>(step * 16 + lane / 16 * 8 + lane % 8,
-                                                                                      row / 8 + i * 2 + lane / 8 % 2));
-        else
-            load_matrices(to.a[i], stage + swizzle_64(row + i * 16 + lane % 16, step * 2 + lane / 16));
-    }
-    stage += S::a_bytes;
-#pragma unroll
-    for (int j = 0; j < Fragments<S>::wide; ++j) {
-        if constexpr (B_SLAB)
-            load_matrices_transposed(to.b[j], stage + swizzle_wide<bf16, S::columns * 2>(step * 16 + lane % 16,
-                                                                                         column / 8 + j * 2 + lane / 16));
-        else
-            load_matrices(to.b[j], stage + swizzle_64(column + j * 16 + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
-    }
-}
+// How a lane reads the fragments of COUNT times 16 rows (columns) of one operand from `first` on, of a tile with LENGTH.
+template <typename S, int LENGTH, int COUNT, bool IS_A, bool SLAB>
+struct Reader {
+    using T = typename S::T;
+    static constexpr bool elements = SLAB && sizeof(T) == 4; // ldmatrix transposes 16 bits only
+    static constexpr int row_bytes = SLAB ? LENGTH * sizeof(T) : S::slice_bytes;
+    u32 offset[SLAB ? COUNT * (elements ? 2 : 1) : 1];
 
-// Element (k, x) of a slab of f32.
-template <int COLUMNS>
-__device__ __forceinline__ u32 load_slab_element(u32 tile, int k, int x) {
-    return load_shared(tile + swizzle_wide<float, COLUMNS * 4>(k, x / 4) + x % 4 * 4);
-}
-
-template <typename S, bool A_SLAB, bool B_SLAB>
-__device__ __forceinline__ void load_fragments(const float*, Fragments<S>& to, u32 stage, int step) {
-    const int lane = threadIdx.x % WARP, row = S::warp_row(), column = S::warp_column();
-    const int g = lane / 4, k = step * 8 + lane % 4;
-#pragma unroll
-    for (int i = 0; i < Fragments<S>::tall; ++i) {
-        if constexpr (A_SLAB) {
-#pragma unroll
-            for (int r = 0; r < 4; ++r)
-                to.a[i][r] = load_slab_element<S::rows>(stage, k + r / 2 * 4, row + i * 16 + r % 2 * 8 + g);
+    __device__ __forceinline__ explicit Reader(int first) {
+        const int lane = threadIdx.x % WARP, low = lane % 16, high = lane / 16, eighth = lane % 8, odd = lane / 8 % 2;
+        if constexpr (elements) {
+            for (int i = 0; i < COUNT * 2; ++i)
+                offset[i] = swizzle_wide<T, row_bytes>(lane % 4, (first + i * 8 + lane / 4) / 4) + lane / 4 % 4 * 4;
+        } else if constexpr (SLAB) {
+            for (int i = 0; i < COUNT; ++i)
+                offset[i] = swizzle_wide<T, row_bytes>(IS_A ? high * 8 + eighth : low, first / 8 + i * 2 + (IS_A ? odd : high));
         } else {
             // An 8×4 matrix of 32 bits is to ldmatrix what an 8×8 one of 16 bits is.
-            load_matrices(to.a[i], stage + swizzle_64(row + i * 16 + lane % 16, step * 2 + lane / 16));
+            offset[0] = swizzle_rows<S::slice_bytes>(first + (IS_A ? low : high * 8 + eighth), IS_A ? high : odd);
         }
     }
-    stage += S::a_bytes;
+
+    __device__ __forceinline__ void load(u32 (&to)[COUNT][4], u32 tile, int step) const {
 #pragma unroll
-    for (int j = 0; j < Fragments<S>::wide; ++j) {
-        if constexpr (B_SLAB) {
+        for (int i = 0; i < COUNT; ++i) {
+            if constexpr (elements) {
 #pragma unroll
-            for (int r = 0; r < 4; ++r)
-                to.b[j][r] = load_slab_element<S::columns>(stage, k + r % 2 * 4, column + j * 16 + r / 2 * 8 + g);
-        } else {
-            load_matrices(to.b[j], stage + swizzle_64(column + j * 16 + lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
+                for (int r = 0; r < 4; ++r) {
+                    const int later = IS_A ? r / 2 : r % 2, next = IS_A ? r % 2 : r / 2;
+                    to[i][r] = to_tf32(load_shared(tile + offset[i * 2 + next] + (step * 8 + later * 4) * row_bytes));
+                }
+            } else if constexpr (SLAB) {
+                load_matrices_transposed(to[i], tile + offset[i] + step * 16 * row_bytes);
+            } else {
+                // A step is two chunks, and the swizzle an exclusive or; the next 16 rows repeat it.
+                load_matrices(to[i], ((tile + offset[0]) ^ (step * 32)) + i * 16 * row_bytes);
+                if constexpr (sizeof(T) == 4)
+                    for (int r = 0; r < 4; ++r) to[i][r] = to_tf32(to[i][r]);
+            }
         }
     }
-#pragma unroll
-    for (int i = 0; i < Fragments<S>::tall * 4; ++i) to.a[i / 4][i % 4] = to_tf32(to.a[i / 4][i % 4]);
-#pragma unroll
-    for (int j = 0; j < Fragments<S>::wide * 4; ++j) to.b[j / 4][j % 4] = to_tf32(to.b[j / 4][j % 4]);
-}
+};
 
 __device__ __forceinline__ void multiply(const bf16*, float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     multiply_bf16(c, a, b0, b1);
@@ -182,38 +163,81 @@ __device__ __forceinline__ void multiply(const float*, float (&c)[4], const u32 
 template <typename S, bool A_SLAB, bool B_SLAB, typename T>
 __device__ __forceinline__ void multiply_slices(float (&sum)[S::warp_rows / 16][S::warp_columns / 8][4], u32 shared,
                                                 const Factors<T>& f, int row, int column, const Slices& slices) {
-    constexpr int ring = S::stages * S::stage_bytes, ahead = S::stages - 1;
+    constexpr int ring = S::stages * S::stage_bytes, ahead = S::stages - 1, steps = S::slice_bytes / 32;
+    static_assert(steps >= 4 && steps % 2 == 0, "copies in the first two, and two sets of fragments");
+    constexpr int tall = S::warp_rows / 16, wide = S::warp_columns / 16;
     const auto after = [&](u32 stage) { return stage + S::stage_bytes == shared + ring ? shared : stage + S::stage_bytes; };
-    const T* type = nullptr;
+    const Copies<S, S::rows, A_SLAB> a(f.a, f.lda, row, f.m, f.k);
+    const Copies<S, S::columns, B_SLAB> b(f.b, f.ldb, column, f.n, f.k);
+    const Reader<S, S::rows, tall, true, A_SLAB> read_a(S::warp_row());
+    const Reader<S, S::columns, wide, false, B_SLAB> read_b(S::warp_column());
+    // Slices below this one are copied without a look at edges.
+    const int plain = a.plain && b.plain ? f.k / S::slice : 0;
     Fragments<S> fragments[2];
-    const auto multiply_half = [&](const Fragments<S>& half) {
-#pragma unroll
-        for (int i = 0; i < Fragments<S>::tall; ++i)
-#pragma unroll
-            for (int j = 0; j < Fragments<S>::wide * 2; ++j)
-                multiply(type, sum[i][j], half.a[i], half.b[j / 2][j % 2 * 2], half.b[j / 2][j % 2 * 2 + 1]);
+    const auto load = [&](Fragments<S>& to, u32 stage, int step) {
+        read_a.load(to.a, stage, step);
+        read_b.load(to.b, stage + S::a_bytes, step);
     };
-    // Turns before the first slice only fetch. While one half of a slice is multiplied the other half is on its way to
-    // registers.
+    const auto copy_edge = [&](bool wanted, u32 stage, int slice) {
+        if (!wanted) return;
+        a.edge(stage, slice);
+        b.edge(stage + S::a_bytes, slice);
+    };
     u32 filling = shared, stage = shared;
 #pragma unroll 1
-    for (int slice = slices.first - ahead; slice < slices.last; ++slice) {
-        const bool begun = slice >= slices.first;
-        // Into the stage read in the turn before: the barrier in it says that all warps are done with that stage.
-        if (slice + ahead < slices.last) copy_slice<S, A_SLAB, B_SLAB>(filling, f, row, column, slices.at(slice + ahead));
+    for (int slice = slices.first; slice < slices.first + ahead; ++slice, filling = after(filling)) {
+        const bool wanted = slice < slices.last;
+        const int number = wanted ? slices.at(slice) : 0;
+        copy_edge(wanted && number >= plain, filling, number);
+        a.whole(wanted && number < plain, filling, number);
+        b.whole(wanted && number < plain, filling + S::a_bytes, number);
         // A group even if it is empty: waiting counts groups.
         commit_copies();
-        filling = after(filling);
-        if (begun) {
-            load_fragments<S, A_SLAB, B_SLAB>(type, fragments[1], stage, 1);
-            multiply_half(fragments[0]);
-            stage = after(stage);
+    }
+    wait_copies<S::stages - 2>();
+    __syncthreads();
+    if (slices.first < slices.last) load(fragments[0], stage, 0);
+    // While one step is multiplied the next is on its way to registers, and the copies of a later slice start: into the
+    // stage of the slice before, with which all warps were done at the barrier.
+#pragma unroll 1
+    for (int slice = slices.first; slice < slices.last; ++slice) {
+        const bool more = slice + ahead < slices.last;
+        const int later = more ? slices.at(slice + ahead) : 0;
+        const bool whole = more && later < plain;
+        copy_edge(more && !whole, filling, later);
+        const u32 next = slice + 1 < slices.last ? after(stage) : stage;
+#pragma unroll
+        for (int step = 0; step < steps; ++step) {
+            const bool end = step == steps - 1;
+            const auto multiply_rows = [&](int from, int to) {
+#pragma unroll
+                for (int i = from; i < to; ++i)
+#pragma unroll
+                    for (int j = 0; j < wide * 2; ++j) {
+                        const Fragments<S>& x = fragments[step % 2];
+                        multiply(f.a, sum[i][j], x.a[i], x.b[j / 2][j % 2 * 2], x.b[j / 2][j % 2 * 2 + 1]);
+                    }
+            };
+            if (end) {
+                // In the middle of a step: its products go on while warps wait for each other and for the next fragments.
+                multiply_rows(0, tall / 2);
+                wait_copies<S::stages - 2>();
+                __syncthreads();
+                load(fragments[0], next, 0);
+                multiply_rows(tall / 2, tall);
+            } else {
+                load(fragments[(step + 1) % 2], stage, step + 1);
+                if (step == 0) a.whole(whole, filling, later);
+                if (step == 1) {
+                    b.whole(whole, filling + S::a_bytes, later);
+                    // A group even if it is empty: waiting counts groups.
+                    commit_copies();
+                }
+                multiply_rows(0, tall);
+            }
         }
-        wait_copies<S::stages - 2>();
-        __syncthreads();
-        if (slice + 1 >= slices.first && slice + 1 < slices.last)
-            load_fragments<S, A_SLAB, B_SLAB>(type, fragments[0], stage, 0);
-        if (begun) multiply_half(fragments[1]);
+        filling = after(filling);
+        stage = next;
     }
     // The stages become the epilogue's.
     wait_copies<0>();
@@ -244,7 +268,7 @@ __device__ __forceinline__ void load_quarter(float (&x)[8][4], u32 tile, int fir
     } else {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            const float4 v = load_shared_vector(tile + swizzle_64(first + lane_index<false, LANES>(lane, i), quarter));
+            const float4 v = load_shared_vector(tile + swizzle_rows<64>(first + lane_index<false, LANES>(lane, i), quarter));
             x[i][0] = v.x, x[i][1] = v.y, x[i][2] = v.z, x[i][3] = v.w;
         }
     }
@@ -253,9 +277,12 @@ __device__ __forceinline__ void load_quarter(float (&x)[8][4], u32 tile, int fir
 template <typename S, bool A_SLAB, bool B_SLAB>
 __device__ __forceinline__ void multiply_slices_f32(float (&sum)[8][8], u32 shared, const Factors<float>& f, int row,
                                                     int column, const Slices& slices) {
+    static_assert(S::slice_bytes == 64, "four quarters of 4 k");
     static_assert(S::warp_rows == 32 && S::warp_columns == 64, "8×8 a lane, 4×8 lanes");
     constexpr int ring = S::stages * S::stage_bytes, ahead = S::stages - 1;
     const auto after = [&](u32 stage) { return stage + S::stage_bytes == shared + ring ? shared : stage + S::stage_bytes; };
+    const Copies<S, S::rows, A_SLAB> a(f.a, f.lda, row, f.m, f.k);
+    const Copies<S, S::columns, B_SLAB> b(f.b, f.ldb, column, f.n, f.k);
     const int lane = threadIdx.x % WARP;
     u32 filling = shared, stage = shared;
 #pragma unroll 1
@@ -265,21 +292,24 @@ __device__ __forceinline__ void multiply_slices_f32(float (&sum)[8][8], u32 shar
             wait_copies<S::stages - 2>();
             __syncthreads();
         }
-        if (slice + ahead < slices.last) copy_slice<S, A_SLAB, B_SLAB>(filling, f, row, column, slices.at(slice + ahead));
+        if (slice + ahead < slices.last) {
+            a.edge(filling, slices.at(slice + ahead));
+            b.edge(filling + S::a_bytes, slices.at(slice + ahead));
+        }
         commit_copies();
         filling = after(filling);
         if (!begun) continue;
 #pragma unroll 1
         for (int quarter = 0; quarter < 4; ++quarter) {
-            float a[8][4], b[8][4];
-            load_quarter<A_SLAB, S::rows, 4>(a, stage, S::warp_row(), lane / 8, quarter);
-            load_quarter<B_SLAB, S::columns, 8>(b, stage + S::a_bytes, S::warp_column(), lane % 8, quarter);
+            float x[8][4], y[8][4];
+            load_quarter<A_SLAB, S::rows, 4>(x, stage, S::warp_row(), lane / 8, quarter);
+            load_quarter<B_SLAB, S::columns, 8>(y, stage + S::a_bytes, S::warp_column(), lane % 8, quarter);
 #pragma unroll
             for (int p = 0; p < 4; ++p)
 #pragma unroll
                 for (int i = 0; i < 8; ++i)
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) sum[i][j] = fmaf(a[i][p], b[j][p], sum[i][j]);
+                    for (int j = 0; j < 8; ++j) sum[i][j] = fmaf(x[i][p], y[j][p], sum[i][j]);
         }
         stage = after(stage);
     }

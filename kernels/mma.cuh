@@ -18,6 +18,17 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) {
 __device__ __forceinline__ void copy_async(u32 to, const void* from, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+// Starts the copy of 16 bytes from base + down·ld + min(start, last)·scale bytes if `wanted`. The address is computed here
+// and not in C++, for the compiler would keep parts of it in registers from turn to turn, and there are none left.
+__device__ __forceinline__ void copy_async_if(bool wanted, u32 to, const void* base, int down, int ld, int start, int last,
+                                              int scale) {
+    asm volatile(
+        "{ .reg .pred wanted; .reg .s32 place; .reg .u64 from; setp.ne.u32 wanted, %0, 0; mad.wide.s32 from, %3, %4, %2;"
+        " min.s32 place, %5, %6; mad.wide.s32 from, place, %7, from; @wanted cp.async.cg.shared.global [%1], [from], 16; }" ::"r"(
+            static_cast<u32>(wanted)),
+        "r"(to), "l"(base), "r"(down), "r"(ld), "r"(start), "r"(last), "r"(scale)
+        : "memory");
+}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most PENDING of this thread's groups of copies are under way.
 template <int PENDING>
@@ -75,10 +86,14 @@ __device__ __forceinline__ u32 to_tf32(u32 bits) {
     return out;
 }
 
-// Where chunk `chunk` (16 bytes) of row `row` lies in a tile with rows of 64 bytes: two rows fill the banks once, so the
-// four chunks are permuted by the number of the pair. The same chunk of 8 rows in turn, and 8 chunks of two rows in
-// turn, lie in 8 different columns.
-__device__ __forceinline__ u32 swizzle_64(int row, int chunk) { return row * 64 + ((chunk ^ (row >> 1 & 3)) << 4); }
+// Where chunk `chunk` (16 bytes) of row `row` lies in a tile with rows of 64 or 128 bytes. Two rows of 64 bytes fill the
+// banks once, so their four chunks are permuted by the number of the pair, those of 128 bytes by the row. The same chunk
+// of 8 rows in turn, and 8 chunks in turn, lie in 8 different columns.
+template <int ROW_BYTES>
+__device__ __forceinline__ u32 swizzle_rows(int row, int chunk) {
+    static_assert(ROW_BYTES == 64 || ROW_BYTES == 128, "a slice");
+    return row * ROW_BYTES + ((chunk ^ (ROW_BYTES == 64 ? row >> 1 & 3 : row & 7)) << 4);
+}
 
 // The same for rows of ROW_BYTES, a multiple of 128; the 8 chunks of each 128 bytes are permuted by the row. With
 // elements of 2 bytes the same chunk of 8 rows in turn lies in 8 different columns. With 4 bytes an aligned pair of

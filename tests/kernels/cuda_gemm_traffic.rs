@@ -103,7 +103,9 @@ fn sweep_of_tiles() {
                 let gradient = layout == "tn";
                 let c = device.matrix(m, n, &vec![0.0; m * n], if gradient { F32 } else { element });
                 let epilogue = cuda::Epilogue { accumulate: gradient, ..cuda::Epilogue::default() };
-                for (tile, shape) in tiles(precision).iter().enumerate() {
+                let limits = device.limits();
+                for (tile, shape) in tiles(precision).iter().enumerate().filter(|(_, tile)| tile.fits(limits))
+                {
                     for splits in [1, 2, 3, 4, 5, 6, 8, 11, 16].into_iter().filter(|s| gradient || *s <= 2) {
                         let chosen = std::cell::Cell::new(false);
                         let mut seconds = |turns: usize| {

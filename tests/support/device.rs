@@ -6,7 +6,7 @@
 use half::bf16;
 use secateur::cuda::{Cache, Cuda};
 use secateur::exec::Emulated;
-use secateur::launch::{Device, ElementType, Matrix, Pointer, Precision, Queue};
+use secateur::launch::{Device, DeviceLimits, ElementType, Matrix, Pointer, Precision, Queue};
 
 /// A device and what a test put on it.
 pub struct TestDevice {
@@ -43,6 +43,11 @@ impl TestDevice {
             other => panic!("SECATEUR_TEST_DEVICE={other}: emulated or cuda"),
         };
         TestDevice { device, precision }
+    }
+
+    /// What the device offers a launch.
+    pub fn limits(&self) -> DeviceLimits {
+        self.device.limits()
     }
 
     /// Queues an operation, once to measure its scratch and once to run it, and waits for it.

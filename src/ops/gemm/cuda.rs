@@ -117,15 +117,17 @@ pub fn gemm_with(
 }
 
 /// The launch functions of the tiles, in the order of [`tiles`].
-const BF16: [Kernel<Bf16>; 5] = [
+const BF16: [Kernel<Bf16>; 4] = [
     kernels::gemm_bf16_128x256::gemm_bf16_128x256,
     kernels::gemm_bf16_128x192::gemm_bf16_128x192,
     kernels::gemm_bf16_128x128::gemm_bf16_128x128,
-    kernels::gemm_bf16_128x64::gemm_bf16_128x64,
     kernels::gemm_bf16_64x64::gemm_bf16_64x64,
 ];
-const TF32: [Kernel<f32>; 2] =
-    [kernels::gemm_tf32_128x128::gemm_tf32_128x128, kernels::gemm_tf32_64x64::gemm_tf32_64x64];
+const TF32: [Kernel<f32>; 3] = [
+    kernels::gemm_tf32_128x192::gemm_tf32_128x192,
+    kernels::gemm_tf32_128x128::gemm_tf32_128x128,
+    kernels::gemm_tf32_64x64::gemm_tf32_64x64,
+];
 const F32: [Kernel<f32>; 1] = [kernels::gemm_f32::gemm_f32_64x128];
 
 /// A product kernel of elements T: A, B, sizes and layout, inner mask, parts, and the epilogue's operands.
