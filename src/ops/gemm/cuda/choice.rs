@@ -145,7 +145,7 @@ fn rate(limits: DeviceLimits, precision: Precision) -> f64 {
 /// cards a cautious guess that makes large tiles pay; nothing was measured on those.
 fn l2_rate(limits: DeviceLimits) -> f64 {
     match limits.capability {
-        (8 | 9 | 10, 0) => 32.0,
+        (8..=10, 0) => 32.0,
         _ => 12.0,
     }
 }
