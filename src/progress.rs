@@ -137,10 +137,12 @@ impl Progress {
         self.kept().warnings.push(text);
     }
 
-    /// Tells and records how much memory the next piece of work will take. What was reached before the first plan, while
-    /// the inputs were read, counts as planned.
+    /// Records how much memory the next piece of work will take, and tells it if that is more than was told before. What
+    /// was reached before the first plan, while the inputs were read, counts as planned.
     pub fn plan_memory(&self, plan: &MemoryPlan) {
-        self.note(plan.to_string());
+        if self.planned_bytes().is_none_or(|told| plan.peak() > told) {
+            self.note(plan.to_string());
+        }
         let mut kept = self.kept();
         let before = kept.planned_bytes.unwrap_or(plan.reached());
         kept.planned_bytes = Some(before.max(plan.peak()));
