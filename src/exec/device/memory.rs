@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::exec::Block;
 use crate::launch::Device;
+use crate::ops::attention::cuda::MAX_HEAD_DIM;
 use crate::program::{self, Element, Extents, Op, Program};
 
 /// An allocation; none if it has no bytes.
@@ -82,6 +83,15 @@ pub fn blocks_of(program: &Program) -> Vec<Block> {
         blocks.extend([Block::FirstMoment, Block::SecondMoment]);
     }
     blocks
+}
+
+/// Size of the heads of an attention operation that are larger than the kernels hold.
+pub fn too_wide(program: &Program) -> Option<usize> {
+    let heads = program.ops().iter().filter_map(|op| match op {
+        Op::Attention { shape, .. } | Op::AttentionBackward { shape, .. } => Some(shape.head_dim),
+        _ => None,
+    });
+    heads.max().filter(|&size| size > MAX_HEAD_DIM)
 }
 
 /// Name of a slot with more elements than an `int` counts, which kernels index with.

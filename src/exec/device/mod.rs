@@ -23,6 +23,7 @@ use super::{Block, Executor, ProgramId};
 use crate::error::{Error, Result};
 use crate::launch::Pointer;
 use crate::launch::{Device, ElementType, Matrix, Precision, Queue, Recording, Step};
+use crate::ops::attention::cuda::MAX_HEAD_DIM;
 use crate::ops::optimizer::cuda::{PieceTable, Pieces};
 use crate::program::{Element, Extents, ParameterLayout, Plan, Program, SlotId, Storage};
 
@@ -367,6 +368,12 @@ impl<D: Device> Executor for DeviceExecutor<D> {
         if let Some(slot) = memory::too_large(&program, &capacity) {
             let message = "has more elements than a kernel can count; a smaller token budget is needed";
             return Err(Error::shape(slot, message));
+        }
+        if let Some(size) = memory::too_wide(&program) {
+            let message = format!(
+                "has heads of {size} elements; a device's kernels hold {MAX_HEAD_DIM}, --device cpu any"
+            );
+            return Err(Error::shape(program.name(), message));
         }
         let types = types::assign(&program, self.precision);
         let (plan, scratch, modules) = self.measure(&program, &types, capacity);
