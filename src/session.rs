@@ -193,11 +193,11 @@ impl Session {
             Some(slot) => executor.write_ints(id, slot, values),
             None => Ok(()),
         };
-        write(Some(inputs.input_ids), &batch.input_ids)?;
+        write(inputs.input_ids, &batch.input_ids)?;
         write(Some(inputs.cu_seqlens), &batch.cu_seqlens)?;
         write(inputs.token_type_ids, &batch.token_type_ids)?;
         model::positions(model.config(), &batch.cu_seqlens, ints)?;
-        write(Some(inputs.positions), ints)?;
+        write(inputs.positions, ints)?;
         let mut targets = 0;
         if let Targets::Tokens { positions, labels } = &batch.targets {
             write(inputs.rows, positions)?;

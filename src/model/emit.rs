@@ -4,6 +4,8 @@
 //! is in the configuration and in which parameters exist. Masks, taps and losses are emitted only when wished for:
 //! a program without masks contains no mask slot, and a calibration program ends with the last tap.
 
+use std::ops::Range;
+
 use super::config::{ModelConfig, NormOrder};
 use super::emit_head::Answer;
 use super::parameters::{
@@ -53,17 +55,23 @@ pub struct EmitOptions {
     pub keep_hooks: bool,
     /// Rows given by the input `samples` are gathered from the hook tensors and kept, nothing else is computed.
     pub sampled: Option<SampledTaps>,
+    /// A part of the model: sublayer `2·i` is the attention of layer i, `2·i + 1` its feed-forward network. A program
+    /// that starts above 0 reads the input `hidden` in place of the embeddings; one that ends below `2·layers` has
+    /// neither final LayerNorm nor head. [`ModelProgram::output`] is kept. `None` is the whole model.
+    pub sublayers: Option<Range<usize>>,
 }
 
 /// Slots the host writes before a run; absent where the program does not read them.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
-    /// Token ids, `[T]`.
-    pub input_ids: SlotId,
+    /// Token ids, `[T]`; absent in a program that starts above the embeddings, as are positions and segments.
+    pub input_ids: Option<SlotId>,
     /// Rows of the position embedding, `[T]` ([`positions`](super::positions)).
-    pub positions: SlotId,
+    pub positions: Option<SlotId>,
     /// Segment of each token, `[T]`.
     pub token_type_ids: Option<SlotId>,
+    /// What the sublayer below left, `[T, d]`, where a program starts above the embeddings.
+    pub hidden: Option<SlotId>,
     /// Row offsets, `[B + 1]`.
     pub cu_seqlens: SlotId,
     /// Sequence heads: token that answers for each sequence, `[B]` ([`answer_rows`](super::answer_rows)).
@@ -123,9 +131,12 @@ pub struct ModelProgram {
     pub inputs: Inputs,
     /// Slots layer by layer.
     pub layers: Vec<LayerSlots>,
-    /// Output of the embeddings, then of every layer, `[T, d]`; the last one after the final LayerNorm. Readable
-    /// after a run only where [`EmitOptions::keep_hidden`] was set.
+    /// Output of the embeddings, then of every layer, `[T, d]`; the last one after the final LayerNorm. Of a part of
+    /// the model, of what it holds. Readable after a run only where [`EmitOptions::keep_hidden`] was set.
     pub hidden: Vec<SlotId>,
+    /// The hidden state after the last sublayer emitted, before any final LayerNorm, `[T, d]`: what the next sublayer
+    /// reads. Readable after a run only where [`EmitOptions::sublayers`] was given.
+    pub output: SlotId,
     /// Kept logits.
     pub logits: Option<SlotId>,
     /// Loss of each row.
@@ -146,11 +157,16 @@ impl Architecture {
             if mode.differentiates() { "step" } else { "forward" }
         );
         let mut b = Builder::new(name, self.layout.clone(), mode);
+        let all = 2 * config.layers.len();
+        let part = options.sublayers.clone().unwrap_or(0..all);
+        let embeds = part.start == 0;
         let inputs = Inputs {
-            input_ids: b.int_input("input_ids", Extent::Tokens),
-            positions: b.int_input("positions", Extent::Tokens),
+            input_ids: embeds.then(|| b.int_input("input_ids", Extent::Tokens)),
+            positions: embeds.then(|| b.int_input("positions", Extent::Tokens)),
             token_type_ids: (self.parameters.embeddings.token_type)
+                .filter(|_| embeds)
                 .map(|_| b.int_input("token_type_ids", Extent::Tokens)),
+            hidden: (!embeds).then(|| b.input("hidden", Extent::Tokens, config.hidden)),
             cu_seqlens: b.int_input("cu_seqlens", Extent::Boundaries),
             samples: options.sampled.as_ref().map(|_| b.int_input("samples", Extent::Samples)),
             rows: None,
@@ -165,17 +181,34 @@ impl Architecture {
         };
         let mut emitter =
             Emitter { b, config, options, inputs, layers: vec![LayerSlots::default(); config.layers.len()] };
-        let mut hidden = vec![emitter.embeddings(self)];
-        let mut answer = Answer::default();
-        let complete = self.parameters.layers.iter().enumerate().all(|(i, layer)| {
-            let output = hidden[i];
-            let next = emitter.layer(i, layer, output);
-            hidden.extend(next);
-            next.is_some()
+        let mut hidden = Vec::with_capacity(config.layers.len() + 1);
+        let mut output = match emitter.inputs.hidden {
+            Some(input) => input,
+            None => {
+                hidden.push(emitter.embeddings(self));
+                hidden[0]
+            }
+        };
+        let complete = part.clone().all(|sublayer| {
+            let layer = &self.parameters.layers[sublayer / 2];
+            let next = match sublayer % 2 {
+                0 => emitter.attention(sublayer / 2, layer, output),
+                _ => emitter.feed_forward(sublayer / 2, layer, output),
+            };
+            let Some(next) = next else { return false };
+            output = next;
+            if sublayer % 2 == 1 {
+                hidden.push(next);
+            }
+            true
         });
-        if complete && options.sampled.is_none() {
-            emitter.top(self, &mut hidden);
-            answer = emitter.head(&self.parameters.head, hidden[config.layers.len()]);
+        let mut answer = Answer::default();
+        if complete && part.end == all && options.sampled.is_none() {
+            let top = emitter.top(self, output);
+            if let Some(last) = hidden.last_mut() {
+                *last = top;
+            }
+            answer = emitter.head(&self.parameters.head, top);
         }
         let Emitter { mut b, mut inputs, mut layers, .. } = emitter;
         if mode.differentiates() {
@@ -188,21 +221,34 @@ impl Architecture {
         if options.keep_hidden {
             hidden.iter().for_each(|&slot| b.keep(slot));
         }
+        if options.sublayers.is_some() {
+            b.keep(output);
+        }
         let program = b.finish();
         inputs.dropout_key = program.find("dropout_key");
         let Answer { logits, losses, distillation_losses } = answer;
-        Ok(ModelProgram { program, inputs, layers, hidden, logits, losses, distillation_losses })
+        Ok(ModelProgram { program, inputs, layers, hidden, output, logits, losses, distillation_losses })
     }
 
     fn check(&self, mode: Mode, options: &EmitOptions) -> Result<()> {
         let objective = options.loss || options.distillation.is_some();
         let masks = options.head_masks || options.neuron_masks;
+        let all = 2 * self.config.layers.len();
+        if let Some(part) = &options.sublayers
+            && (part.start > part.end || part.end > all)
+        {
+            let message = format!("sublayers {} to {} of {all}", part.start, part.end);
+            return Err(Error::shape("part of the model", message));
+        }
+        let ends_below = options.sublayers.as_ref().is_some_and(|part| part.end < all);
         let problem = if objective && self.head == Head::Backbone {
             "a backbone without a head has no loss; name a task"
         } else if options.distillation.is_some() && self.head == Head::Span {
             "distillation compares class logits; a span head has none"
         } else if options.distillation.is_some_and(|t| !(t > 0.0 && t.is_finite())) {
             "the distillation temperature must be positive"
+        } else if ends_below && (objective || options.logits != Logits::None) {
+            "a part of the model that ends below its last sublayer has no head"
         } else if mode.differentiates() && (!objective || options.sampled.is_some()) {
             "there are no gradients without a loss"
         } else if mode.mask_gradients && !masks {
@@ -225,7 +271,9 @@ pub(super) struct Emitter<'a> {
 
 impl Emitter<'_> {
     fn embeddings(&mut self, model: &Architecture) -> SlotId {
-        let Inputs { input_ids, positions, .. } = self.inputs;
+        let Inputs { input_ids: Some(input_ids), positions: Some(positions), .. } = self.inputs else {
+            unreachable!("a program that starts with the embeddings has their inputs")
+        };
         let tables = &model.parameters.embeddings;
         let token_type = self.inputs.token_type_ids.zip(tables.token_type);
         let b = &mut self.b;
@@ -254,8 +302,8 @@ impl Emitter<'_> {
         self.b.layer_norm(name, x, norm.gamma, norm.beta, self.config.norm_epsilon)
     }
 
-    /// Emits layer `i`; `None` where a calibration program has all its taps before the layer's end.
-    fn layer(&mut self, i: usize, layer: &LayerParameters, x: SlotId) -> Option<SlotId> {
+    /// Emits the attention of layer `i`; `None` where a calibration program has all its taps before its end.
+    fn attention(&mut self, i: usize, layer: &LayerParameters, x: SlotId) -> Option<SlotId> {
         if self.taps_end_before(i, false) {
             return None;
         }
@@ -290,8 +338,14 @@ impl Emitter<'_> {
         if let Some(norm) = layer.attention_norm.filter(|_| post) {
             sum = self.norm(&name("attention.output"), sum, norm);
         }
+        Some(sum)
+    }
 
-        let x = sum;
+    /// Emits the feed-forward network of layer `i`; `None` as for [`Emitter::attention`].
+    fn feed_forward(&mut self, i: usize, layer: &LayerParameters, x: SlotId) -> Option<SlotId> {
+        let post = self.config.norm_order == NormOrder::Post;
+        let name = |part: &str| format!("layer.{i}.{part}");
+        let dropout = self.config.dropout;
         let mut sum = match layer.ffn {
             SublayerParameters::Full(parameters) => {
                 let input = match layer.ffn_norm {
@@ -412,13 +466,13 @@ impl Emitter<'_> {
     }
 
     /// What follows the last layer belongs to its hidden state.
-    fn top(&mut self, model: &Architecture, hidden: &mut [SlotId]) {
-        let last = hidden.len() - 1;
+    fn top(&mut self, model: &Architecture, mut hidden: SlotId) -> SlotId {
         if let Some(norm) = model.parameters.final_norm {
-            hidden[last] = self.norm("final_norm", hidden[last], norm);
+            hidden = self.norm("final_norm", hidden, norm);
         }
         if let Some(project_out) = model.parameters.project_out {
-            hidden[last] = self.b.linear("project_out", hidden[last], project_out, Fused::default());
+            hidden = self.b.linear("project_out", hidden, project_out, Fused::default());
         }
+        hidden
     }
 }

@@ -2,14 +2,19 @@
 //!
 //! `cost` is the one cost model every method shares, [`UnitMasks`] the one result every structured method gives. A
 //! method is one file or one folder: `dual_cp` (clustering of activations before fine-tuning), with `calibrate` (its
-//! inputs), `clustering` (its trees) and `overlap` (how much two tasks' masks share) beside it.
+//! inputs), `clustering` (its trees) and `overlap` (how much two tasks' masks share) beside it. [`Job`] is what the
+//! methods that need no retraining are given, [`Stream`] their calibration rows on the way up through the model.
 
 pub mod calibrate;
 pub mod clustering;
 pub mod cost;
 pub mod dual_cp;
+pub mod job;
 pub mod overlap;
 pub mod proof;
+pub mod stream;
 
 pub use crate::model::masks::{self, UnitMasks};
 pub use cost::{BudgetRecord, CostModel, LayerWidths};
+pub use job::{Job, Pruned};
+pub use stream::Stream;

@@ -97,8 +97,8 @@ fn lockstep_names_the_operation_that_is_wrong() {
     secateur::model::answer_rows(&architecture.config, &batch.cu_seqlens, &mut rows).expect("rows");
     for (executor, id) in [(&mut reference as &mut dyn Executor, reference_id), (&mut cpu, cpu_id)] {
         let mut write = |slot, values: &[i32]| executor.write_ints(id, slot, values).expect("an input");
-        write(inputs.input_ids, &batch.input_ids);
-        write(inputs.positions, &positions);
+        write(inputs.input_ids.expect("of a whole model"), &batch.input_ids);
+        write(inputs.positions.expect("of a whole model"), &positions);
         write(inputs.cu_seqlens, &batch.cu_seqlens);
         write(inputs.token_type_ids.expect("BERT has them"), &batch.token_type_ids);
         write(inputs.rows.expect("a sequence head has them"), &rows);

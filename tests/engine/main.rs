@@ -9,4 +9,5 @@ mod gradients;
 mod lockstep;
 mod models;
 mod plan;
+mod stream;
 mod training;
