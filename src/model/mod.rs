@@ -20,6 +20,7 @@ mod names;
 mod opt;
 pub mod parameters;
 mod roberta;
+mod weight_masks;
 pub mod weights;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub use self::heads::{Head, HeadParameters};
 pub use self::hub::resolve;
 pub use self::masks::{LayerWidths, UnitMasks};
 use self::parameters::{Declare, Parameters};
+pub use self::weight_masks::{LayerMatrix, MatrixKind, WeightMask, WeightMasks};
 use crate::error::Result;
 use crate::program::ParameterLayout;
 
