@@ -4,6 +4,8 @@
 // of rows, each warp every 8th row, the warps in order; then a block for each group adds what belongs to it. The
 // split into runs depends on `rows` alone, so every device gives the same bits.
 //
+// Moments of columns, Σ x, Σ |x|, Σ x²: the same walk with three f64 sums a column; a thread then adds a column's runs.
+//
 // Floor: one read of x.
 #include "rows.cuh"
 
@@ -61,4 +63,66 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS)
     }
     sum = block_reduce<GROUP_THREADS>(sum, Sum(), shared);
     if (threadIdx.x == 0) out[blockIdx.x] = sum / terms;
+}
+
+// Σ x, Σ |x|, Σ x² of a panel of columns over a run of rows. The warps' sums meet in shared memory, one moment at a time.
+template <typename T>
+__device__ __forceinline__ void moment_sums(const T* x, int ldx, double* partials, int rows_a_block, int rows, int cols) {
+    constexpr int count = Lanes<T>::count, panel = WARP * count;
+    __shared__ double sums[WARPS * panel];
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, first = blockIdx.y * panel, column = first + lane * count;
+    const int start = blockIdx.x * rows_a_block, end = min(start + rows_a_block, rows);
+    double sum[3][count] = {};
+    if (column < cols) {
+#pragma unroll 2
+        for (int row = start + warp; row < end; row += WARPS) {
+            float values[count];
+            load_columns(row_of(x, row, ldx), column, cols, values);
+#pragma unroll
+            for (int j = 0; j < count; ++j) {
+                const double value = values[j];
+                sum[0][j] += value;
+                sum[1][j] += fabs(value);
+                sum[2][j] = fma(value, value, sum[2][j]);
+            }
+        }
+    }
+    const int mine = threadIdx.x;
+#pragma unroll
+    for (int moment = 0; moment < 3; ++moment) {
+        __syncthreads();
+        // Column j of every lane side by side: neighbouring lanes write neighbouring words.
+#pragma unroll
+        for (int j = 0; j < count; ++j) sums[warp * panel + j * WARP + lane] = sum[moment][j];
+        __syncthreads();
+        if (mine >= panel || first + mine >= cols) continue;
+        const int at = mine % count * WARP + mine / count;
+        double total = sums[at];
+#pragma unroll
+        for (int i = 1; i < WARPS; ++i) total += sums[i * panel + at];
+        row_of(partials, 3 * blockIdx.x + moment, cols)[first + mine] = total;
+    }
+}
+
+/// `partials [blocks, 3, cols]`: sums of x, |x| and x² over each block's `rows_a_block` rows. Blocks: runs of rows × panels
+/// of 128 columns.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    moment_sums_f32(const float* __restrict__ x, int ldx, double* __restrict__ partials, int rows_a_block, int rows, int cols) {
+    moment_sums(x, ldx, partials, rows_a_block, rows, cols);
+}
+
+/// As `moment_sums_f32`, of a bf16 matrix; panels of 256 columns.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    moment_sums_bf16(const bf16* __restrict__ x, int ldx, double* __restrict__ partials, int rows_a_block, int rows, int cols) {
+    moment_sums(x, ldx, partials, rows_a_block, rows, cols);
+}
+
+/// `out [3, cols]` = sums of `partials [blocks, 3, cols]` over the blocks, in order. A thread an element.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    moments_f32(const double* __restrict__ partials, int blocks, int cols, float* __restrict__ out, int ld_out) {
+    const int index = blockIdx.x * THREADS + threadIdx.x;
+    if (index >= 3 * cols) return;
+    double sum = 0.0;
+    for (int block = 0; block < blocks; ++block) sum += partials[static_cast<long long>(block) * 3 * cols + index];
+    row_of(out, index / cols, ld_out)[index % cols] = static_cast<float>(sum);
 }

@@ -2,6 +2,7 @@
 //
 //   gaussian_kernel        X [n, d] f32 -> K [n, n], K_ij = exp(-|x_i - x_j|^2 / scale), upper tiles and mirror images
 //   multiplicative_update  C, K, P = K C [n, m] -> C <- C sqrt(K / P) and partial sums of C before and after
+//   first_update           the same from C = 1/n everywhere, where K C is the row sums of K over n
 //   relative_growth        the partial sums -> (sum of the new C - sum of the old C) / sum of the old C
 //
 // Squared distances are sums of squared differences (two operations a step), not |x|^2 + |y|^2 - 2xy: that form loses
@@ -56,6 +57,27 @@ multiplicative_update(float* c, int ld_c, const float* kernel, int ld_kernel, co
     after = block_reduce<256>(after, Sum(), partials);
     if (threadIdx.x != 0) return;
     sums[2 * row] = before;
+    sums[2 * row + 1] = after;
+}
+
+/// Row `blockIdx.x` of `c [n, n]` = sqrt(kernel / (n * row sum of kernel)), the first update from 1/n everywhere; the row's
+/// sums before and after go to `sums [n, 2]`.
+extern "C" __global__ void __launch_bounds__(256)
+first_update(float* c, int ld_c, const float* kernel, int ld_kernel, int n, double* sums) {
+    __shared__ double partials[256 / WARP];
+    const size_t row = blockIdx.x;
+    double total = 0.0, after = 0.0;
+    for (int j = threadIdx.x; j < n; j += 256) total += kernel[row * ld_kernel + j];
+    total = block_reduce<256>(total, Sum(), partials);
+    const float factor = static_cast<float>(1.0 / (n * total));
+    for (int j = threadIdx.x; j < n; j += 256) {
+        const float updated = sqrtf(kernel[row * ld_kernel + j] * factor);
+        c[row * ld_c + j] = updated;
+        after += updated;
+    }
+    after = block_reduce<256>(after, Sum(), partials);
+    if (threadIdx.x != 0) return;
+    sums[2 * row] = 1.0;
     sums[2 * row + 1] = after;
 }
 

@@ -7,7 +7,7 @@ use crate::ops::dropout::{AppliedDropout, DropoutKey};
 use crate::ops::{
     Elem, ViewMut, activation, attention, bias, dropout, embed, gather, gemm, loss, mapping, norm, optimizer,
 };
-use crate::ops::{reduce, similarity};
+use crate::ops::{reduce, seminmf, similarity};
 use crate::program::{DropoutSite, Op, SLOT_ALIGNMENT};
 
 /// The dropout of a site under the key of this run.
@@ -314,6 +314,20 @@ macro_rules! kernels {
                     }
                     Op::MeanAbsolute { x, group, out } => {
                         reduce::$flavour::mean_absolute(view(*x), *group, bind.slice_mut(*out));
+                    }
+                    Op::ColumnMoments { x, out } => {
+                        reduce::$flavour::column_moments(view(*x), view_mut(*out));
+                    }
+                    Op::GaussianKernel { x, scale, out } => {
+                        seminmf::$flavour::gaussian_kernel(view(*x), Float::from(*scale), view_mut(*out));
+                    }
+                    Op::SemiNmfStart { kernel, c, growth } => {
+                        let change = seminmf::$flavour::first_update(view(*kernel), view_mut(*c));
+                        bind.slice_mut(*growth)[0] = change as Float;
+                    }
+                    Op::SemiNmfUpdate { kernel, c, growth } => {
+                        let change = seminmf::$flavour::multiplicative_update(view(*kernel), view_mut(*c));
+                        bind.slice_mut(*growth)[0] = change as Float;
                     }
                 }
             }

@@ -91,6 +91,8 @@ fn scale(
         Op::Distillation { student, teacher, temperature, .. } => {
             at_least_one(*student) * at_least_one(*teacher) * f64::from(temperature.max(1.0)).powi(2)
         }
+        // The growth of a sum is a difference of sums that are alike, relative to one of them.
+        Op::SemiNmfStart { .. } | Op::SemiNmfUpdate { .. } => 1.0,
         Op::MeanSquaredError { x, targets, .. } => (at_least_one(*x) + at_least_one(*targets)).powi(2),
         // Results are at least as large as what is rounded on the way to them.
         _ => 0.0,
@@ -137,6 +139,8 @@ fn terms(program: &Program, op: &Op, extents: &Extents) -> usize {
         Op::Distillation { student, .. } => 2 * cols(*student),
         Op::SpanLoss { .. } => extents.longest,
         Op::AbsoluteCosine { x, .. } | Op::MeanAbsolute { x, .. } => rows(*x),
+        Op::GaussianKernel { x, .. } => cols(*x),
+        Op::SemiNmfStart { c, .. } | Op::SemiNmfUpdate { c, .. } => cols(*c),
         _ => 8,
     }
 }

@@ -228,7 +228,11 @@ impl Builder {
             Op::AbsoluteCosine { .. }
             | Op::ProfileDistance { .. }
             | Op::DimensionMapping { .. }
-            | Op::MeanAbsolute { .. } => {}
+            | Op::MeanAbsolute { .. }
+            | Op::ColumnMoments { .. }
+            | Op::GaussianKernel { .. }
+            | Op::SemiNmfStart { .. }
+            | Op::SemiNmfUpdate { .. } => {}
             Op::EmbedBackward { .. }
             | Op::ColumnSum { .. }
             | Op::LayerNormBackward { .. }

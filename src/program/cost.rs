@@ -62,6 +62,10 @@ pub fn of_op(program: &Program, op: &Op, extents: &Extents) -> Cost {
         Op::AbsoluteCosine { x, out } => extents.of(program.slot(*x).rows) as u64 * size(*out),
         Op::ProfileDistance { out, .. } => size(*out) * program.slot(*out).cols as u64,
         Op::DimensionMapping { cosine, .. } => size(*cosine),
+        Op::ColumnMoments { x, .. } => 3 * size(*x),
+        // Difference and multiply-add of half the pairs.
+        Op::GaussianKernel { x, out, .. } => 3 * size(*out) * program.slot(*x).cols as u64 / 2,
+        Op::SemiNmfUpdate { kernel, c, .. } => 2 * size(*kernel) * program.slot(*c).cols as u64,
         Op::ZeroGradients => 0,
         // Multiply-add of the norm; moments, bias correction, update of AdamW.
         Op::ClipFactor { .. } => 2 * program.layout().total_elements() as u64,

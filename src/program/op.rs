@@ -220,6 +220,15 @@ pub enum Op {
     DimensionMapping { cosine: SlotId, head_dim: usize, out: SlotId },
     /// `out [1, n / group]`: mean |x| over the rows and over `group` neighbouring columns of `x [S, n]`.
     MeanAbsolute { x: SlotId, group: usize, out: SlotId },
+    /// `out [3, n]` = Σ x, Σ |x|, Σ x² over the rows of `x [T, n]`.
+    ColumnMoments { x: SlotId, out: SlotId },
+    /// `out [n, n]_ij = exp(−‖x_i − x_j‖² / scale)` of the rows of `x [n, d]`.
+    GaussianKernel { x: SlotId, scale: f32, out: SlotId },
+    /// `c [n, n]` after the first update of kernel Semi-NMF from 1/n everywhere under `kernel [n, n]`;
+    /// `growth [1, 1] = (Σ c_new − Σ c_old) / Σ c_old`.
+    SemiNmfStart { kernel: SlotId, c: SlotId, growth: SlotId },
+    /// `c ← c ∘ √(kernel ⊘ (kernel·c))`, all `[n, n]`, `kernel` symmetric; `growth` as [`Op::SemiNmfStart`].
+    SemiNmfUpdate { kernel: SlotId, c: SlotId, growth: SlotId },
 }
 
 impl Op {
@@ -347,9 +356,20 @@ impl Op {
                 all(Read, &[some(*cosine)]);
                 all(Write, &[some(*out)]);
             }
-            Op::MeanAbsolute { x, out, .. } => {
+            Op::MeanAbsolute { x, out, .. }
+            | Op::ColumnMoments { x, out }
+            | Op::GaussianKernel { x, out, .. } => {
                 all(Read, &[some(*x)]);
                 all(Write, &[some(*out)]);
+            }
+            Op::SemiNmfStart { kernel, c, growth } => {
+                all(Read, &[some(*kernel)]);
+                all(Write, &[some(*c), some(*growth)]);
+            }
+            Op::SemiNmfUpdate { kernel, c, growth } => {
+                all(Read, &[some(*kernel)]);
+                all(Update, &[some(*c)]);
+                all(Write, &[some(*growth)]);
             }
         }
     }
@@ -383,6 +403,10 @@ impl Op {
             Op::ProfileDistance { .. } => "profile_distance",
             Op::DimensionMapping { .. } => "dimension_mapping",
             Op::MeanAbsolute { .. } => "mean_absolute",
+            Op::ColumnMoments { .. } => "column_moments",
+            Op::GaussianKernel { .. } => "gaussian_kernel",
+            Op::SemiNmfStart { .. } => "semi_nmf_start",
+            Op::SemiNmfUpdate { .. } => "semi_nmf_update",
         }
     }
 }

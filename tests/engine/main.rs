@@ -7,6 +7,7 @@ mod calibration;
 mod emulated;
 mod gradients;
 mod lockstep;
+mod measurements;
 mod models;
 mod plan;
 mod stream;

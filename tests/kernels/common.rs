@@ -97,6 +97,11 @@ impl Matrix {
         let data = (0..rows * ld).map(|i| if i % ld < cols { f32::NAN } else { CANARY }).collect();
         Matrix { data, rows, cols, ld }
     }
+    /// The elements of `wide`, rounded.
+    pub fn of(wide: &Wide) -> Matrix {
+        let data = wide.data.iter().map(|&x| x as f32).collect();
+        Matrix { data, rows: wide.rows, cols: wide.cols, ld: wide.cols }
+    }
     pub fn view(&self) -> View<'_, f32> {
         View::new(&self.data, self.rows, self.cols, self.ld)
     }

@@ -14,7 +14,7 @@ use secateur::ops::{activation, bias, dropout, embed, gather, norm, reduce};
 use crate::activation::{KINDS, derivative_bound, value_bound, whole_range};
 use crate::common::{Matrix, Random, U, Wide, assert_within, gamma, wide};
 use crate::norm::forward_bounds;
-use crate::rows::{indices, named};
+use crate::rows::{indices, moments_error, named};
 use crate::support::device::TestDevice;
 
 const ELEMENTS: [ElementType; 2] = [F32, Bf16];
@@ -442,6 +442,11 @@ proptest! {
     fn mean_absolute_values_match_the_reference(seed: u64, element in element(), rows in 0usize..150, groups in 1usize..20, group in 1usize..20) {
         check_mean_absolute(seed, element, rows, groups, group);
     }
+
+    #[test]
+    fn column_moments_match_the_reference(seed: u64, element in element(), rows in 0usize..150, n in 1usize..300) {
+        check_column_moments(seed, element, rows, n);
+    }
 }
 
 fn check_gather_and_scatter(element: ElementType, x: &Matrix, list: &[i32]) {
@@ -499,4 +504,20 @@ fn check_mean_absolute(seed: u64, element: ElementType, rows: usize, groups: usi
 fn mean_absolute_values_of_many_rows_match_the_reference() {
     // More rows than blocks of 64.
     check_mean_absolute(9, F32, 128 * 64 + 100, 3, 2);
+}
+
+fn check_column_moments(seed: u64, element: ElementType, rows: usize, n: usize) {
+    let x = random_matrix(&mut Random(seed), element, rows, n, 3.0);
+    let mut exact = Wide::poisoned(3, n);
+    reduce::reference::column_moments(x.wide().view(), exact.view_mut());
+    let mut device = TestDevice::new();
+    let (on_x, on_out) = (put(&mut device, &x, element), device.output(3, n, F32));
+    device.run(|queue| reduce::cuda::column_moments(queue, on_x, on_out));
+    get(&device, on_out).assert_within("moments", &exact, |moment, j| moments_error(rows, &exact, moment, j));
+}
+
+#[test]
+fn column_moments_of_many_rows_match_the_reference() {
+    // More rows than blocks of 64.
+    check_column_moments(10, F32, 128 * 64 + 100, 5);
 }

@@ -96,4 +96,18 @@ proptest! {
         let ratio = exact.data.iter().sum::<f64>() / wide_c.iter().sum::<f64>();
         assert_within("growth", &device.read_floats(growth, 1), &[exact_growth], |_| update_error(n, ratio) + 1e-7 * exact_growth.abs());
     }
+
+    #[test]
+    fn the_first_update_on_a_device_matches_the_reference(seed: u64, n in prop_oneof![4 => 1usize..40, 1 => 250usize..260], d in 1usize..30) {
+        let mut kernel = Matrix::poisoned(n, n, 0);
+        seminmf::cpu::gaussian_kernel(rows(&mut Random(seed), n, d).view(), 1.0, kernel.view_mut());
+        let mut exact = Wide::poisoned(n, n);
+        let exact_growth = seminmf::reference::first_update(kernel.wide().view(), exact.view_mut());
+        let mut device = TestDevice::new();
+        let (on_kernel, on_c) = (device.matrix(n, n, &dense(&kernel), F32), device.output(n, n, F32));
+        let growth = device.output_floats(1);
+        device.run(|queue| seminmf::cuda::first_update(queue, on_kernel, on_c, growth));
+        assert_within("C", &device.read(&on_c), &exact.data, |at| update_error(n, exact.data[at]));
+        assert_within("growth", &device.read_floats(growth, 1), &[exact_growth], |_| update_error(n, 1.0 + exact_growth) + 1e-7 * exact_growth.abs());
+    }
 }

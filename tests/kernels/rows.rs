@@ -112,4 +112,27 @@ proptest! {
         assert_within("mean", &run(), &exact, |g| gamma(rows + group + 1) * exact[g]);
         same_bits_on_any_threads(|| wide(&run()).iter().map(|x| (*x as f32).to_bits()).collect());
     }
+
+    #[test]
+    fn column_moments_match_the_reference(seed: u64, rows in 0usize..300, n in 0usize..200, shift in 0.0f32..2.0) {
+        let mut x = Matrix::random(&mut Random(seed), rows, n, 2, 3.0);
+        for t in 0..rows {
+            x.view_mut().row_mut(t).iter_mut().for_each(|x| *x += shift);
+        }
+        let mut exact = Wide::poisoned(3, n);
+        reduce::reference::column_moments(x.wide().view(), exact.view_mut());
+        let run = || {
+            let mut out = Matrix::poisoned(3, n, 3);
+            reduce::cpu::column_moments(x.view(), out.view_mut());
+            out
+        };
+        run().assert_within("moments", &exact, |moment, j| moments_error(rows, &exact, moment, j));
+        same_bits_on_any_threads(|| run().bits());
+    }
+}
+
+/// One rounding of the result to f32, and those of sums of `rows` terms in f64 (twice: the reference rounds too).
+pub fn moments_error(rows: usize, exact: &Wide, moment: usize, j: usize) -> f64 {
+    let magnitudes = exact.at(moment.max(1), j);
+    1.01 * U * exact.at(moment, j).abs() + 2.0 * (rows + 16) as f64 * f64::EPSILON * magnitudes
 }

@@ -77,6 +77,45 @@ proptest! {
     }
 }
 
+/// The first update needs no product, and must be the update all the same.
+#[test]
+fn the_first_update_is_an_update_from_equal_entries() {
+    for (n, d, seed) in [(1, 3, 1), (15, 4, 2), (16, 7, 3), (53, 20, 4)] {
+        let mut kernel = Matrix::poisoned(n, n, 1);
+        cpu::gaussian_kernel(rows(&mut Random(seed), n, d).view(), 1.0, kernel.view_mut());
+        let mut exact = Wide::poisoned(n, n);
+        let exact_growth = reference::first_update(kernel.wide().view(), exact.view_mut());
+        let run = || {
+            let mut c = Matrix::poisoned(n, n, 2);
+            let growth = cpu::first_update(kernel.view(), c.view_mut());
+            (c, growth)
+        };
+        let (c, growth) = run();
+        c.assert_within("C", &exact, |i, j| update_error(n, exact.at(i, j)));
+        assert!((growth - exact_growth).abs() <= update_error(n, 1.0 + exact_growth) + 1e-12);
+        same_bits_on_any_threads(|| run().0.bits());
+    }
+}
+
+/// Rows so far apart that the kernel is 0 keep C at 0 there instead of dividing by nothing.
+#[test]
+fn rows_far_apart_do_not_divide_by_zero() {
+    let x = Wide { data: vec![0.0, 1e4, -1e4], rows: 3, cols: 1 };
+    let (narrow, mut kernel) = (Matrix::of(&x), Matrix::poisoned(3, 3, 0));
+    cpu::gaussian_kernel(narrow.view(), 1.0, kernel.view_mut());
+    let mut c = Matrix::poisoned(3, 3, 0);
+    cpu::first_update(kernel.view(), c.view_mut());
+    for _ in 0..3 {
+        assert!(cpu::multiplicative_update(kernel.view(), c.view_mut()).is_finite());
+    }
+    for i in 0..3 {
+        for j in 0..3 {
+            let value = c.view().at(i, j);
+            assert!(if i == j { (value - 1.0).abs() < 0.2 } else { value == 0.0 }, "{i} {j}: {value}");
+        }
+    }
+}
+
 /// The exact minimiser is the identity: from all ones the update moves towards it, and stays there.
 #[test]
 fn the_identity_is_a_fixed_point_and_updates_approach_it() {

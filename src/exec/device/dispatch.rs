@@ -7,7 +7,7 @@ use crate::launch::{ElementType, Matrix, Pointer, Queue};
 use crate::ops::optimizer::cuda::{Blocks, Pieces};
 use crate::ops::{
     activation, attention, bias, dropout, embed, gather, gemm, loss, mapping, norm, optimizer, reduce,
-    similarity,
+    seminmf, similarity,
 };
 use crate::program::Op;
 
@@ -259,6 +259,17 @@ pub fn dispatch(op: &Op, bind: &Binding<'_>, pieces: Pieces, queue: &mut Queue) 
         }
         Op::MeanAbsolute { x, group, out } => {
             reduce::cuda::mean_absolute(queue, matrix(*x), *group, vector(*out));
+        }
+        Op::ColumnMoments { x, out } => reduce::cuda::column_moments(queue, matrix(*x), matrix(*out)),
+        Op::GaussianKernel { x, scale, out } => {
+            let x = in_f32(queue, matrix(*x));
+            seminmf::cuda::gaussian_kernel(queue, x, *scale, matrix(*out));
+        }
+        Op::SemiNmfStart { kernel, c, growth } => {
+            seminmf::cuda::first_update(queue, matrix(*kernel), matrix(*c), vector(*growth));
+        }
+        Op::SemiNmfUpdate { kernel, c, growth } => {
+            seminmf::cuda::multiplicative_update(queue, matrix(*kernel), matrix(*c), vector(*growth));
         }
     }
 }

@@ -70,7 +70,10 @@ fn constraints(program: &Program, op: &Op) -> (Vec<SlotId>, Vec<SlotId>) {
         Op::Dropout { x, y, .. } | Op::Gather { x, y, .. } | Op::Add { x, y } => (vec![], vec![*x, *y]),
         Op::ScatterAdd { dy, dx, .. } => (vec![], vec![*dy, *dx]),
         Op::LinearCrossEntropy { x, losses, dx, .. } => (vec![*losses], list(&[some(*x), *dx])),
-        Op::AbsoluteCosine { out, .. } | Op::MeanAbsolute { out, .. } => (vec![*out], vec![]),
+        Op::AbsoluteCosine { out, .. }
+        | Op::MeanAbsolute { out, .. }
+        | Op::ColumnMoments { out, .. }
+        | Op::GaussianKernel { out, .. } => (vec![*out], vec![]),
         Op::CrossEntropy { .. }
         | Op::MeanSquaredError { .. }
         | Op::SpanLoss { .. }
@@ -79,7 +82,9 @@ fn constraints(program: &Program, op: &Op) -> (Vec<SlotId>, Vec<SlotId>) {
         | Op::ClipFactor { .. }
         | Op::AdamW { .. }
         | Op::ProfileDistance { .. }
-        | Op::DimensionMapping { .. } => {
+        | Op::DimensionMapping { .. }
+        | Op::SemiNmfStart { .. }
+        | Op::SemiNmfUpdate { .. } => {
             let mut all = Vec::new();
             op.visit(|slot, _| {
                 if program.slot(slot).element == Element::Float {

@@ -28,6 +28,19 @@ pub fn gaussian_kernel(queue: &mut Queue, x: Matrix, scale: f32, out: Matrix) {
     ));
 }
 
+/// The first update, from 1/n everywhere: writes `c` `[n, n]`; `growth` `[1]` receives the relative growth of its sum.
+pub fn first_update(queue: &mut Queue, kernel: Matrix, c: Matrix, growth: Pointer<f32>) {
+    let n = kernel.rows;
+    assert_eq!((kernel.cols, c.rows, c.cols), (n, n, n));
+    if n == 0 {
+        return;
+    }
+    let sums = queue.scratch::<f64>(2 * n);
+    let (kernel, ld, ld_c) = (kernel.f32(), int(kernel.ld), int(c.ld));
+    queue.push(kernels::first_update(Grid::linear(n, 256), c.f32(), ld_c, kernel, ld, int(n), sums));
+    queue.push(kernels::relative_growth(Grid::linear(1, 256), sums, int(n), growth));
+}
+
 /// One update of `c` `[n, n]` under `kernel` `[n, n]`; `growth` `[1]` receives the relative growth of its sum. The
 /// product is computed in the queue's precision.
 pub fn multiplicative_update(queue: &mut Queue, kernel: Matrix, c: Matrix, growth: Pointer<f32>) {

@@ -13,6 +13,13 @@ pub fn gaussian_kernel(x: View<f64>, scale: f64, mut out: ViewMut<f64>) {
     }
 }
 
+/// The first update, from 1/n everywhere: writes `c` `[n, n]`; returns the relative growth of its sum.
+pub fn first_update(kernel: View<f64>, mut c: ViewMut<f64>) -> f64 {
+    let start = 1.0 / kernel.rows() as f64;
+    (0..kernel.rows()).for_each(|i| c.row_mut(i).fill(start));
+    multiplicative_update(kernel, c)
+}
+
 /// One update of `c` `[n, n]` under `kernel` `[n, n]`; returns the relative growth of its sum.
 pub fn multiplicative_update(kernel: View<f64>, mut c: ViewMut<f64>) -> f64 {
     let n = kernel.rows();
