@@ -253,7 +253,10 @@ pub fn lsmr_symmetric(matrix: &[f64], b: &[f64], options: &LsmrOptions) -> LsmrS
     let n = b.len();
     assert_eq!(matrix.len(), n * n, "a matrix of {n} rows and columns");
     let multiply = |x: &[f64], y: &mut [f64]| {
-        y.par_iter_mut().with_min_len(64).zip(matrix.par_chunks(n.max(1))).for_each(|(y, row)| *y = dot(row, x))
+        y.par_iter_mut()
+            .with_min_len(64)
+            .zip(matrix.par_chunks(n.max(1)))
+            .for_each(|(y, row)| *y = dot(row, x))
     };
     lsmr(n, multiply, multiply, b, options)
 }

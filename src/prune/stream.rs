@@ -107,7 +107,7 @@ impl Stream {
 }
 
 /// Consecutive rows in batches of at most `token_budget` tokens.
-fn pack(lengths: &[usize], token_budget: usize) -> Vec<Vec<usize>> {
+pub(crate) fn pack(lengths: &[usize], token_budget: usize) -> Vec<Vec<usize>> {
     let mut packed: Vec<Vec<usize>> = Vec::new();
     let mut tokens = 0;
     for (row, &length) in lengths.iter().enumerate() {

@@ -4,6 +4,7 @@
 mod support;
 
 mod dual_cp;
+mod mask_tuning;
 mod metrics;
 mod models;
 mod ops;

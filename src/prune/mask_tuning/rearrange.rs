@@ -37,7 +37,8 @@ pub fn rearrange_layer(mask: &[f32], gradients: &[f64]) -> Vec<f32> {
     // In the order of joining: of equally good units the first one returns.
     let mut set = order[..pruned].to_vec();
     // S·g_i of every unit.
-    let mut along: Vec<f64> = (0..units).map(|unit| set.iter().map(|&i| gram[i * units + unit]).sum()).collect();
+    let mut along: Vec<f64> =
+        (0..units).map(|unit| set.iter().map(|&i| gram[i * units + unit]).sum()).collect();
     let add = |along: &mut [f64], unit: usize, sign: f64| {
         let row = &gram[unit * units..(unit + 1) * units];
         along.iter_mut().zip(row).for_each(|(value, g)| *value += sign * g);

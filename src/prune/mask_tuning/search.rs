@@ -80,7 +80,8 @@ pub(super) struct Ranking {
 impl Ranking {
     pub(super) fn of(importance: &[Vec<f64>]) -> Ranking {
         let layers = importance.iter().enumerate();
-        let units = layers.flat_map(|(layer, values)| (0..values.len()).map(move |unit| (layer, unit))).collect();
+        let units =
+            layers.flat_map(|(layer, values)| (0..values.len()).map(move |unit| (layer, unit))).collect();
         Ranking::among(importance, units)
     }
 
