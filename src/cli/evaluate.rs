@@ -16,6 +16,7 @@ use secateur::session::Session;
 use secateur::{Error, Result};
 
 use super::context::Context;
+use super::latency::{self, LatencyOptions};
 use super::load;
 use super::options::{ModelOptions, TaskOptions};
 use super::training;
@@ -29,7 +30,9 @@ const TOKEN_BUDGET: usize = 4096;
 /// exp of the mean loss of all tokens. They differ only where blocks have different lengths.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  secateur evaluate --model tuned --task mrpc --data MRPC\n  secateur evaluate --model tuned --task mrpc --data MRPC --masks masks.json"
+    after_help = "Examples:\n  secateur evaluate --model tuned --task mrpc --data MRPC\n  secateur evaluate --model tuned --task mrpc --data MRPC --masks masks.json\n  \
+                  secateur evaluate --model small --latency --against tuned\n    \
+                  seconds of a batch of both models, over a grid of batch sizes and lengths, no data needed"
 )]
 pub struct Evaluate {
     #[command(flatten)]
@@ -42,11 +45,21 @@ pub struct Evaluate {
     /// Split to evaluate: dev or test.
     #[arg(long, value_name = "NAME", default_value = "dev", value_parser = ["dev", "test"])]
     split: String,
+    #[command(flatten)]
+    latency: LatencyOptions,
 }
 
 impl Evaluate {
     pub fn run(&self, context: &mut Context) -> Result<()> {
         let mut record = context.record("evaluate");
+        if self.latency.latency || self.latency.against.is_some() {
+            latency::run(context, &mut record, &self.model.model, self.masks.as_deref(), &self.latency)?;
+            if self.task.task.is_none() {
+                context.finish(&mut record);
+                context.show(&[record.clone()], |styled| latency::summary(&record.latency, styled));
+                return Ok(());
+            }
+        }
         let source = load::source(&self.model.model)?;
         let mut task = load::task(&self.task)?;
         let masks = self.masks.as_deref().map(UnitMasks::read).transpose()?;
@@ -81,7 +94,13 @@ impl Evaluate {
         }
         record.evaluations.push(found);
         context.finish(&mut record);
-        context.show(&[record.clone()], |styled| summary(&record.evaluations, styled));
+        context.show(&[record.clone()], |styled| {
+            let quality = summary(&record.evaluations, styled);
+            match record.latency.is_empty() {
+                true => quality,
+                false => format!("{quality}\n{}", latency::summary(&record.latency, styled)),
+            }
+        });
         Ok(())
     }
 }

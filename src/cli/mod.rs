@@ -9,6 +9,7 @@ mod evaluate;
 mod finetune;
 mod forward;
 mod inspect;
+mod latency;
 mod load;
 mod options;
 mod output;

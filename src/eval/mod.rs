@@ -6,6 +6,7 @@
 //! 0.
 
 pub mod evaluate;
+pub mod latency;
 pub mod metrics;
 pub mod perplexity;
 pub mod squad;

@@ -13,6 +13,7 @@ use super::format;
 use super::machine::Machine;
 use super::ordered::Ordered;
 use crate::error::{Error, Result};
+use crate::eval::latency::Latency;
 use crate::progress::Progress;
 use crate::prune::cost::{BudgetRecord, LayerWidths};
 use crate::prune::masks::UnitMasks;
@@ -89,6 +90,9 @@ pub struct RunRecord {
     /// Quality and speed of each model that was evaluated.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub evaluations: Vec<Evaluation>,
+    /// Latency on this device over a grid of batch sizes and lengths.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub latency: Vec<Latency>,
     /// Wall-clock seconds by stage, inner stages as "outer / inner".
     #[serde(skip_serializing_if = "Ordered::is_empty")]
     pub seconds: Ordered<f64>,

@@ -6,6 +6,7 @@ mod support;
 mod commands;
 mod damage;
 mod hostile;
+mod latency;
 mod memory;
 mod parity;
 mod report;

@@ -110,6 +110,22 @@ fn a_program_that_does_not_fit_names_the_budget_that_does() {
 }
 
 #[test]
+fn heads_wider_than_the_kernels_are_refused() {
+    let Value::Object(fields) = json!({"model_type": "gpt2", "vocab_size": 50, "n_embd": 256, "n_layer": 1, "n_head": 1,
+        "n_positions": 64})
+    else {
+        unreachable!("a JSON object")
+    };
+    let config = ModelConfig::from_json(fields, Path::new("test")).unwrap();
+    let model = Model::from_config(config, Head::CausalLm, 1).unwrap();
+    let device = Counting::new(1 << 30);
+    let layout = model.layout().clone();
+    let mut executor = DeviceExecutor::new(device, "counting", layout, Precision::F32).unwrap();
+    let error = executor.prepare(training(&model, Logits::None), capacity(64)).expect_err("too wide");
+    assert!(error.to_string().contains("heads of 256 elements"), "{error}");
+}
+
+#[test]
 fn activations_are_bf16_and_what_must_be_exact_is_f32() {
     for (kind, head, logits) in
         [("bert", Head::Classification { labels: 2 }, Logits::All), ("gpt2", Head::CausalLm, Logits::None)]
