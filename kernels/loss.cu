@@ -3,6 +3,7 @@
 //   cross_entropy_{narrow,wide}   logits [R, C] f32, labels, weights, losses [R] -> dlogits [R, C] f32 (wide: also bf16)
 //   distillation_{narrow,wide}    student, teacher [R, C] -> losses [R], dstudent [R, C]
 //   squared_error                 x [R, 1], targets [R] -> losses [R], dx [R, 1]
+//   span_distillation             student, teacher [T, 2], cu_seqlens [B + 1] -> losses [B], dstudent [T, 2]
 //   span                          logits [T, 2], cu_seqlens [B + 1] -> losses [B], dlogits [T, 2]
 //
 // A row of logits is turned into its gradient by one warp (narrow: up to NARROW classes, several rows a block) or by one
@@ -268,6 +269,60 @@ span(const float* logits, int ld_logits, const int* starts, const int* ends, con
             const float p = counted ? 0.5f * weight / sum * expf(z[static_cast<size_t>(t) * ld_logits] - max) : 0.0f;
             gradient[static_cast<size_t>(t) * ld_dlogits] = counted && t == position ? p - 0.5f * weight : p;
         }
+    }
+    if (threadIdx.x == 0) losses[sequence] = loss;
+}
+
+// Maximum and Σ exp(scale*(z - max)) of `length` logits, one every `ld`, over a block of 128 threads.
+__device__ __forceinline__ Softmax softmax_of_column(const float* z, int ld, int length, float scale, float* partials) {
+    Softmax softmax;
+    for (int t = threadIdx.x; t < length; t += 128) softmax.max = fmaxf(softmax.max, z[static_cast<size_t>(t) * ld]);
+    softmax.max = block_reduce<128>(softmax.max, Max(), partials);
+    for (int t = threadIdx.x; t < length; t += 128)
+        softmax.sum += expf(scale * (z[static_cast<size_t>(t) * ld] - softmax.max));
+    softmax.sum = block_reduce<128>(softmax.sum, Sum(), partials);
+    return softmax;
+}
+
+/// Distillation of the start and the end of an answer, a block a sequence: `student`, `teacher`, `dstudent` (or null)
+/// `[tokens, 2]`, `weights`, `losses` one value a sequence.
+extern "C" __global__ void __launch_bounds__(128)
+span_distillation(const float* student, int ld_student, const float* teacher, int ld_teacher, float temperature,
+                  const int* cu_seqlens, const float* weights, float* losses, float* dstudent, int ld_dstudent,
+                  int accumulate) {
+    __shared__ float partials[128 / WARP];
+    const int sequence = blockIdx.x;
+    const size_t first = cu_seqlens[sequence];
+    const int length = cu_seqlens[sequence + 1] - cu_seqlens[sequence];
+    const float weight = weights[sequence], scale = 1.0f / temperature;
+    const bool counted = weight != 0.0f && length > 0;
+    float loss = 0.0f;
+    for (int column = 0; column < 2; ++column) {
+        const float* of_student = student + first * ld_student + column;
+        const float* of_teacher = teacher + first * ld_teacher + column;
+        float* gradient = dstudent == nullptr ? nullptr : dstudent + first * ld_dstudent + column;
+        Softmax p, q;
+        if (counted) {
+            p = softmax_of_column(of_teacher, ld_teacher, length, scale, partials);
+            q = softmax_of_column(of_student, ld_student, length, scale, partials);
+        }
+        const float log_sum_p = logf(p.sum), log_sum_q = logf(q.sum);
+        const float factor = 0.5f * weight * temperature, of_p = factor / p.sum, of_q = factor / q.sum;
+        float divergence = 0.0f;
+        for (int t = threadIdx.x; t < length; t += 128) {
+            float slope = 0.0f;
+            if (counted) {
+                const float a = scale * (of_teacher[static_cast<size_t>(t) * ld_teacher] - p.max);
+                const float b = scale * (of_student[static_cast<size_t>(t) * ld_student] - q.max);
+                const float log_p = a - log_sum_p, log_q = b - log_sum_q;
+                divergence += expf(log_p) * (log_p - log_q);
+                slope = of_q * expf(b) - of_p * expf(a);
+            }
+            if (gradient == nullptr) continue;
+            float* into = gradient + static_cast<size_t>(t) * ld_dstudent;
+            *into = slope + (accumulate ? *into : 0.0f);
+        }
+        if (counted) loss += 0.5f * temperature * temperature * block_reduce<128>(divergence, Sum(), partials);
     }
     if (threadIdx.x == 0) losses[sequence] = loss;
 }

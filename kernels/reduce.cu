@@ -6,7 +6,9 @@
 //
 // Moments of columns, Σ x, Σ |x|, Σ x²: the same walk with three f64 sums a column; a thread then adds a column's runs.
 //
-// Floor: one read of x.
+// Products of columns, Σ x·y: the same walk over two matrices with an f64 sum a column.
+//
+// Floor: one read of each matrix.
 #include "rows.cuh"
 
 #define THREADS 256
@@ -125,4 +127,60 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     double sum = 0.0;
     for (int block = 0; block < blocks; ++block) sum += partials[static_cast<long long>(block) * 3 * cols + index];
     row_of(out, index / cols, ld_out)[index % cols] = static_cast<float>(sum);
+}
+
+// Σ x·y of a panel of columns over a run of rows; the warps' sums meet in shared memory and are added in order.
+template <typename T>
+__device__ __forceinline__ void product_sums(const T* x, int ldx, const T* y, int ldy, double* partials, int rows_a_block,
+                                             int rows, int cols) {
+    constexpr int count = Lanes<T>::count, panel = WARP * count;
+    __shared__ double sums[WARPS * panel];
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, first = blockIdx.y * panel, column = first + lane * count;
+    const int start = blockIdx.x * rows_a_block, end = min(start + rows_a_block, rows);
+    double sum[count] = {};
+    if (column < cols) {
+#pragma unroll 2
+        for (int row = start + warp; row < end; row += WARPS) {
+            float xs[count], ys[count];
+            load_columns(row_of(x, row, ldx), column, cols, xs);
+            load_columns(row_of(y, row, ldy), column, cols, ys);
+#pragma unroll
+            for (int j = 0; j < count; ++j) sum[j] = fma(static_cast<double>(xs[j]), static_cast<double>(ys[j]), sum[j]);
+        }
+    }
+    // Column j of every lane side by side: neighbouring lanes write neighbouring words.
+#pragma unroll
+    for (int j = 0; j < count; ++j) sums[warp * panel + j * WARP + lane] = sum[j];
+    __syncthreads();
+    const int mine = threadIdx.x;
+    if (mine >= panel || first + mine >= cols) return;
+    const int at = mine % count * WARP + mine / count;
+    double total = sums[at];
+#pragma unroll
+    for (int i = 1; i < WARPS; ++i) total += sums[i * panel + at];
+    row_of(partials, blockIdx.x, cols)[first + mine] = total;
+}
+
+/// `partials [blocks, cols]`: sums of x·y over each block's `rows_a_block` rows. Blocks: runs of rows × panels of 128 columns.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    product_sums_f32(const float* __restrict__ x, int ldx, const float* __restrict__ y, int ldy, double* __restrict__ partials,
+                     int rows_a_block, int rows, int cols) {
+    product_sums(x, ldx, y, ldy, partials, rows_a_block, rows, cols);
+}
+
+/// As `product_sums_f32`, of bf16 matrices; panels of 256 columns.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    product_sums_bf16(const bf16* __restrict__ x, int ldx, const bf16* __restrict__ y, int ldy, double* __restrict__ partials,
+                      int rows_a_block, int rows, int cols) {
+    product_sums(x, ldx, y, ldy, partials, rows_a_block, rows, cols);
+}
+
+/// `out [cols]` = sums of `partials [blocks, cols]` over the blocks, in order. A thread a column.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    column_totals(const double* __restrict__ partials, int blocks, int cols, float* __restrict__ out) {
+    const int column = blockIdx.x * THREADS + threadIdx.x;
+    if (column >= cols) return;
+    double sum = 0.0;
+    for (int block = 0; block < blocks; ++block) sum += row_of(partials, block, cols)[column];
+    out[column] = static_cast<float>(sum);
 }

@@ -261,6 +261,27 @@ macro_rules! kernels {
                             *accumulate,
                         );
                     }
+                    Op::SpanDistillation {
+                        student,
+                        teacher,
+                        temperature,
+                        cu_seqlens,
+                        weights,
+                        losses,
+                        dstudent,
+                        accumulate,
+                    } => {
+                        loss::$flavour::span_distillation(
+                            view(*student),
+                            view(*teacher),
+                            Float::from(*temperature),
+                            bind.ints(*cu_seqlens),
+                            bind.slice(*weights),
+                            bind.slice_mut(*losses),
+                            dstudent.map(view_mut),
+                            *accumulate,
+                        );
+                    }
                     Op::ZeroGradients => {
                         let gradients = bind.block_mut(Block::Gradients);
                         let rows = gradients.len() / SLOT_ALIGNMENT;
@@ -328,6 +349,9 @@ macro_rules! kernels {
                     Op::SemiNmfUpdate { kernel, c, growth } => {
                         let change = seminmf::$flavour::multiplicative_update(view(*kernel), view_mut(*c));
                         bind.slice_mut(*growth)[0] = change as Float;
+                    }
+                    Op::ColumnProducts { x, y, out } => {
+                        reduce::$flavour::column_products(view(*x), view(*y), bind.slice_mut(*out));
                     }
                 }
             }

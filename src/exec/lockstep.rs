@@ -68,6 +68,8 @@ fn scale(
             left * right
         }
         Op::ColumnSum { x, .. } => largest(*x),
+        // Sums are f64 on all executors; what is left is the rounding of the result and of the factors on their way there.
+        Op::ColumnProducts { x, y, .. } => column(*x) * column(*y),
         // (x − mean)·rstd cancels: an error of x is scaled by rstd and gamma.
         Op::LayerNorm { x, gamma, rstd, .. } => largest(*x) * at_least_one(*rstd) * at_least_one(*gamma),
         Op::LayerNormBackward { dy, x, gamma, rstd, .. } => {
@@ -88,7 +90,8 @@ fn scale(
         Op::LinearCrossEntropy { x, w, .. } => {
             at_least_one(*x) * at_least_one(*w) * (1.0 + row(*x) * row(*w))
         }
-        Op::Distillation { student, teacher, temperature, .. } => {
+        Op::Distillation { student, teacher, temperature, .. }
+        | Op::SpanDistillation { student, teacher, temperature, .. } => {
             at_least_one(*student) * at_least_one(*teacher) * f64::from(temperature.max(1.0)).powi(2)
         }
         // The growth of a sum is a difference of sums that are alike, relative to one of them.
@@ -138,6 +141,7 @@ fn terms(program: &Program, op: &Op, extents: &Extents) -> usize {
         Op::LinearCrossEntropy { x, w, .. } => cols(*x) + rows(*w) + rows(*x),
         Op::Distillation { student, .. } => 2 * cols(*student),
         Op::SpanLoss { .. } => extents.longest,
+        Op::SpanDistillation { .. } => 2 * extents.longest,
         Op::AbsoluteCosine { x, .. } | Op::MeanAbsolute { x, .. } => rows(*x),
         Op::GaussianKernel { x, .. } => cols(*x),
         Op::SemiNmfStart { c, .. } | Op::SemiNmfUpdate { c, .. } => cols(*c),

@@ -59,6 +59,14 @@ pub struct EmitOptions {
     /// that starts above 0 reads the input `hidden` in place of the embeddings; one that ends below `2·layers` has
     /// neither final LayerNorm nor head. [`ModelProgram::output`] is kept. `None` is the whole model.
     pub sublayers: Option<Range<usize>>,
+    /// Over the tokens of the batch, the sum of squares of every context dimension and neuron and, with
+    /// [`Mode::mask_gradients`], the gradient of a mask of ones on it (what K-prune measures). Of the layer under a sequence
+    /// head the loss sees only the tokens that answer: for the others it is computed up to its activations, and nothing is
+    /// differentiated.
+    pub knowledge: bool,
+    /// The teacher of a language model's distillation is given by the output of its last sublayer, the input
+    /// `teacher_hidden [T, d]`, and its logits are computed beside the student's; those of all tokens would not fit.
+    pub teacher_hidden: bool,
 }
 
 /// Slots the host writes before a run; absent where the program does not read them.
@@ -89,7 +97,9 @@ pub struct Inputs {
     pub ends: Option<SlotId>,
     /// Logits of the teacher, shaped as the student's of the loss rows.
     pub teacher_logits: Option<SlotId>,
-    /// Weight of each distillation row.
+    /// Output of the teacher's last sublayer, `[T, d]`, in place of its logits.
+    pub teacher_hidden: Option<SlotId>,
+    /// Weight of each distillation row (of each sequence for span heads).
     pub teacher_weights: Option<SlotId>,
     /// Token rows that calibration taps gather, `[S]`.
     pub samples: Option<SlotId>,
@@ -116,6 +126,14 @@ pub struct LayerSlots {
     pub head_mask_gradient: Option<SlotId>,
     /// Gradient of the neuron mask by sequence, `[B, neurons]`.
     pub neuron_mask_gradient: Option<SlotId>,
+    /// Sums of squares of the context over the batch's tokens, `[1, heads·head_dim]`.
+    pub context_squares: Option<SlotId>,
+    /// Gradient of a mask of ones on the context, `[1, heads·head_dim]`.
+    pub context_gradient: Option<SlotId>,
+    /// Sums of squares of the activation over the batch's tokens, `[1, neurons]`.
+    pub activation_squares: Option<SlotId>,
+    /// Gradient of a mask of ones on the activation, `[1, neurons]`.
+    pub activation_gradient: Option<SlotId>,
     /// Sampled rows of the context, `[S, heads·head_dim]`.
     pub sampled_context: Option<SlotId>,
     /// Sampled rows of the activation, `[S, neurons]`.
@@ -176,11 +194,12 @@ impl Architecture {
             starts: None,
             ends: None,
             teacher_logits: None,
+            teacher_hidden: None,
             teacher_weights: None,
             dropout_key: None,
         };
-        let mut emitter =
-            Emitter { b, config, options, inputs, layers: vec![LayerSlots::default(); config.layers.len()] };
+        let layers = vec![LayerSlots::default(); config.layers.len()];
+        let mut emitter = Emitter { b, config, options, inputs, layers, answers: None, measured: Vec::new() };
         let mut hidden = Vec::with_capacity(config.layers.len() + 1);
         let mut output = match emitter.inputs.hidden {
             Some(input) => input,
@@ -192,6 +211,9 @@ impl Architecture {
         let complete = part.clone().all(|sublayer| {
             let layer = &self.parameters.layers[sublayer / 2];
             let next = match sublayer % 2 {
+                _ if options.knowledge && sublayer + 2 >= all && self.answers_by_sequence() => {
+                    emitter.sublayer_under_answers(sublayer, layer, output)
+                }
                 0 => emitter.attention(sublayer / 2, layer, output),
                 _ => emitter.feed_forward(sublayer / 2, layer, output),
             };
@@ -204,18 +226,25 @@ impl Architecture {
         });
         let mut answer = Answer::default();
         if complete && part.end == all && options.sampled.is_none() {
-            let top = emitter.top(self, output);
+            let top = emitter.top("", self, emitter.answers.unwrap_or(output));
             if let Some(last) = hidden.last_mut() {
                 *last = top;
             }
-            answer = emitter.head(&self.parameters.head, top);
+            answer = emitter.head(self, top);
         }
-        let Emitter { mut b, mut inputs, mut layers, .. } = emitter;
+        let Emitter { mut b, mut inputs, mut layers, measured, .. } = emitter;
         if mode.differentiates() {
             b.backward();
             for layer in &mut layers {
                 layer.head_mask_gradient = layer.head_mask.and_then(|mask| b.gradient_of(mask));
                 layer.neuron_mask_gradient = layer.neuron_mask.and_then(|mask| b.gradient_of(mask));
+            }
+            for (sublayer, slot) in measured {
+                let layer = &mut layers[sublayer / 2];
+                match sublayer % 2 {
+                    0 => layer.context_gradient = b.column_gradient_of(slot),
+                    _ => layer.activation_gradient = b.column_gradient_of(slot),
+                }
             }
         }
         if options.keep_hidden {
@@ -232,7 +261,7 @@ impl Architecture {
 
     fn check(&self, mode: Mode, options: &EmitOptions) -> Result<()> {
         let objective = options.loss || options.distillation.is_some();
-        let masks = options.head_masks || options.neuron_masks;
+        let masks = options.head_masks || options.neuron_masks || options.knowledge;
         let all = 2 * self.config.layers.len();
         if let Some(part) = &options.sublayers
             && (part.start > part.end || part.end > all)
@@ -243,8 +272,10 @@ impl Architecture {
         let ends_below = options.sublayers.as_ref().is_some_and(|part| part.end < all);
         let problem = if objective && self.head == Head::Backbone {
             "a backbone without a head has no loss; name a task"
-        } else if options.distillation.is_some() && self.head == Head::Span {
-            "distillation compares class logits; a span head has none"
+        } else if options.teacher_hidden && !self.head.is_language_model() {
+            "a teacher is given by its hidden states to language models only"
+        } else if options.knowledge && (mode.dropout || options.keep_hidden || options.keep_hooks) {
+            "knowledge is measured without dropout, and of the last layer not all is computed"
         } else if options.distillation.is_some_and(|t| !(t > 0.0 && t.is_finite())) {
             "the distillation temperature must be positive"
         } else if ends_below && (objective || options.logits != Logits::None) {
@@ -266,7 +297,11 @@ pub(super) struct Emitter<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) options: &'a EmitOptions,
     pub(super) inputs: Inputs,
-    layers: Vec<LayerSlots>,
+    pub(super) layers: Vec<LayerSlots>,
+    /// Hidden states of the tokens that answer, `[B, d]`, where the last layer is computed for them apart.
+    pub(super) answers: Option<SlotId>,
+    /// Sublayers and the slots of which the mask gradients are wanted.
+    pub(super) measured: Vec<(usize, SlotId)>,
 }
 
 impl Emitter<'_> {
@@ -298,7 +333,7 @@ impl Emitter<'_> {
         self.b.dropout("embeddings", x, self.config.dropout.embedding)
     }
 
-    fn norm(&mut self, name: &str, x: SlotId, norm: Norm) -> SlotId {
+    pub(super) fn norm(&mut self, name: &str, x: SlotId, norm: Norm) -> SlotId {
         self.b.layer_norm(name, x, norm.gamma, norm.beta, self.config.norm_epsilon)
     }
 
@@ -382,7 +417,7 @@ impl Emitter<'_> {
     }
 
     /// `[T, heads·head_dim]` from the (normalised) input of attention.
-    fn context(&mut self, i: usize, parameters: AttentionParameters, input: SlotId) -> SlotId {
+    pub(super) fn context(&mut self, i: usize, parameters: AttentionParameters, input: SlotId) -> SlotId {
         let name = |part: &str| format!("layer.{i}.{part}");
         let (heads, head_dim) = (self.config.layers[i].heads, self.config.head_dim);
         let none = Fused::default();
@@ -414,7 +449,12 @@ impl Emitter<'_> {
     }
 
     /// `[T, neurons]` from the (normalised) input of the feed-forward network.
-    fn activation(&mut self, i: usize, parameters: FeedForwardParameters, input: SlotId) -> SlotId {
+    pub(super) fn activation(
+        &mut self,
+        i: usize,
+        parameters: FeedForwardParameters,
+        input: SlotId,
+    ) -> SlotId {
         let neurons = self.config.layers[i].neurons;
         let mask = self.options.neuron_masks.then(|| self.mask(format!("layer.{i}.neuron_mask"), neurons));
         self.layers[i].neuron_mask = mask;
@@ -435,6 +475,7 @@ impl Emitter<'_> {
         if self.options.keep_hooks {
             self.b.keep(context);
         }
+        self.measure(2 * i, context, context);
         if let (Some(taps), Some(samples)) = (&self.options.sampled, self.inputs.samples)
             && taps.context.contains(&i)
         {
@@ -449,6 +490,7 @@ impl Emitter<'_> {
         if self.options.keep_hooks {
             self.b.keep(activation);
         }
+        self.measure(2 * i + 1, activation, activation);
         if let (Some(taps), Some(samples)) = (&self.options.sampled, self.inputs.samples)
             && taps.activation.contains(&i)
         {
@@ -466,12 +508,12 @@ impl Emitter<'_> {
     }
 
     /// What follows the last layer belongs to its hidden state.
-    fn top(&mut self, model: &Architecture, mut hidden: SlotId) -> SlotId {
+    pub(super) fn top(&mut self, prefix: &str, model: &Architecture, mut hidden: SlotId) -> SlotId {
         if let Some(norm) = model.parameters.final_norm {
-            hidden = self.norm("final_norm", hidden, norm);
+            hidden = self.norm(&format!("{prefix}final_norm"), hidden, norm);
         }
         if let Some(project_out) = model.parameters.project_out {
-            hidden = self.b.linear("project_out", hidden, project_out, Fused::default());
+            hidden = self.b.linear(&format!("{prefix}project_out"), hidden, project_out, Fused::default());
         }
         hidden
     }

@@ -3,6 +3,7 @@
 //! A language model's loss gathers the hidden states of the predicted positions first, so that only those go
 //! through the vocabulary, and does not store their logits unless a teacher or the caller needs them.
 
+use super::Architecture;
 use super::emit::{Emitter, Logits};
 use super::heads::HeadParameters;
 use super::parameters::Norm;
@@ -18,17 +19,16 @@ pub(super) struct Answer {
 
 impl Emitter<'_> {
     /// Emits the head over `x [T, d]`, as far as the options ask for it.
-    pub(super) fn head(&mut self, head: &HeadParameters, x: SlotId) -> Answer {
+    pub(super) fn head(&mut self, model: &Architecture, x: SlotId) -> Answer {
         let options = self.options;
         if !options.loss && options.distillation.is_none() && options.logits == Logits::None {
             return Answer::default();
         }
-        match *head {
+        match model.parameters.head {
             HeadParameters::Backbone => Answer::default(),
             HeadParameters::Sequence { input_dropout, dense, dropout, classifier } => {
-                let rows = self.b.int_input("rows", Extent::Sequences);
-                self.inputs.rows = Some(rows);
-                let mut x = self.b.gather("answer", x, rows);
+                let rows = self.answer_rows();
+                let mut x = if self.answers.is_some() { x } else { self.b.gather("answer", x, rows) };
                 x = self.b.dropout("answer.dropped", x, input_dropout);
                 x = match dense {
                     Some((layer, activation)) => {
@@ -39,7 +39,7 @@ impl Emitter<'_> {
                 };
                 let logits = self.b.linear("logits", x, classifier, Fused::default());
                 let losses = options.loss.then(|| self.sequence_loss(logits));
-                self.answer(logits, losses)
+                self.answer(logits, None, losses)
             }
             HeadParameters::Span { dropout, outputs } => {
                 let x = self.b.dropout("answer.dropped", x, dropout);
@@ -51,11 +51,11 @@ impl Emitter<'_> {
                     let weights = self.weights(Extent::Sequences);
                     self.b.span_loss("losses", logits, [starts, ends], self.inputs.cu_seqlens, weights)
                 });
-                self.answer(logits, losses)
+                self.answer(logits, None, losses)
             }
             HeadParameters::LanguageModel { transform, decoder, bias } => {
                 let decoder = Linear { weight: decoder, bias, order: WeightOrder::OutIn };
-                self.language_model(x, transform, decoder)
+                self.language_model(model, x, transform, decoder)
             }
         }
     }
@@ -73,6 +73,7 @@ impl Emitter<'_> {
 
     fn language_model(
         &mut self,
+        model: &Architecture,
         x: SlotId,
         transform: Option<(Linear, Activation, Norm)>,
         decoder: Linear,
@@ -90,7 +91,15 @@ impl Emitter<'_> {
                     let (labels, weights) = (self.labels(Extent::Targets), self.weights(Extent::Targets));
                     self.b.cross_entropy("losses", logits, labels, weights)
                 });
-                answer = self.answer(logits, losses);
+                let teacher = options.teacher_hidden.then(|| {
+                    let hidden = self.b.input("teacher_hidden", Extent::Tokens, self.config.hidden);
+                    self.inputs.teacher_hidden = Some(hidden);
+                    let gathered = self.b.gather("teacher.answer", hidden, rows);
+                    let top = self.top("teacher.", model, gathered);
+                    let state = self.transformed("teacher", top, transform);
+                    self.b.linear("teacher.logits", state, decoder, Fused::default())
+                });
+                answer = self.answer(logits, teacher, losses);
             } else {
                 let (labels, weights) = (self.labels(Extent::Targets), self.weights(Extent::Targets));
                 let (weight, bias) = (decoder.weight, decoder.bias);
@@ -120,15 +129,26 @@ impl Emitter<'_> {
         self.b.layer_norm(&format!("{name}.normalised"), state, norm.gamma, norm.beta, epsilon)
     }
 
-    /// Adds distillation to a head with stored logits.
-    fn answer(&mut self, logits: SlotId, losses: Option<SlotId>) -> Answer {
+    /// Adds distillation to a head with stored logits, from the logits of `teacher` or, without, from an input.
+    fn answer(&mut self, logits: SlotId, teacher: Option<SlotId>, losses: Option<SlotId>) -> Answer {
         let (rows, classes) = self.b.shape(logits);
         let distillation_losses = self.options.distillation.map(|temperature| {
-            let teacher = self.b.input("teacher_logits", rows, classes);
-            let weights = self.b.input("teacher_weights", rows, 1);
-            self.inputs.teacher_logits = Some(teacher);
+            let teacher = teacher.unwrap_or_else(|| {
+                let input = self.b.input("teacher_logits", rows, classes);
+                self.inputs.teacher_logits = Some(input);
+                input
+            });
+            // Only the logits of a span head are those of tokens.
+            let span = rows == Extent::Tokens;
+            let weights = self.b.input("teacher_weights", if span { Extent::Sequences } else { rows }, 1);
             self.inputs.teacher_weights = Some(weights);
-            self.b.distillation("distillation", logits, teacher, temperature, weights)
+            if span {
+                let pair = [logits, teacher];
+                let cu_seqlens = self.inputs.cu_seqlens;
+                self.b.span_distillation("distillation", pair, temperature, cu_seqlens, weights)
+            } else {
+                self.b.distillation("distillation", logits, teacher, temperature, weights)
+            }
         });
         let kept = self.options.logits != Logits::None;
         if kept {

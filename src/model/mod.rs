@@ -11,6 +11,7 @@ mod config;
 mod distilbert;
 mod emit;
 mod emit_head;
+mod emit_knowledge;
 mod gpt2;
 mod heads;
 mod hub;

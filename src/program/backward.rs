@@ -23,7 +23,11 @@ impl Builder {
         let required = self.required();
         for index in (0..self.program.forward_len).rev() {
             let op = self.program.ops[index].clone();
+            self.emit_column_gradients(&op);
             self.emit_gradient_of(op, &required);
+        }
+        for &(slot, gradient) in &self.wanted_columns {
+            assert!(gradient.is_some(), "the loss does not depend on {}", self.name(slot));
         }
         for mask in self.wanted_masks.clone() {
             assert!(self.gradient.contains_key(&mask), "no operation gave {} a gradient", self.name(mask));
@@ -35,9 +39,35 @@ impl Builder {
         self.gradient.get(&slot).copied()
     }
 
+    /// The gradient of a mask of ones on the columns of `slot`, `[1, n]`, once a backward pass has made it.
+    pub fn column_gradient_of(&self, slot: SlotId) -> Option<SlotId> {
+        self.wanted_columns.iter().find(|wanted| wanted.0 == slot).and_then(|wanted| wanted.1)
+    }
+
+    /// Products with the wanted gradients of what `op` wrote: all that comes after `op` has added to them by now.
+    fn emit_column_gradients(&mut self, op: &Op) {
+        let mut written = Vec::new();
+        op.visit(|slot, access| {
+            if access != Access::Read {
+                written.push(slot);
+            }
+        });
+        for i in 0..self.wanted_columns.len() {
+            let (slot, done) = self.wanted_columns[i];
+            if done.is_none()
+                && written.contains(&slot)
+                && let Some(gradient) = self.gradient_of(slot)
+            {
+                let name = format!("mask of {}", self.name(slot));
+                self.wanted_columns[i].1 = Some(self.column_products(name, slot, gradient));
+            }
+        }
+    }
+
     /// Slots through which a wanted gradient flows.
     fn required(&self) -> HashSet<SlotId> {
         let mut required: HashSet<SlotId> = self.wanted_masks.iter().copied().collect();
+        required.extend(self.wanted_columns.iter().map(|wanted| wanted.0));
         for (id, slot) in self.program.slots() {
             if let Storage::Parameter(parameter) = slot.storage
                 && self.mode.gradients
@@ -182,6 +212,9 @@ impl Builder {
             Op::Attention { q, k, v, cu_seqlens, shape, head_mask, dropout, out, lse, unmasked } => {
                 let Some(dout) = self.gradient_of(out) else { return };
                 let dmask = self.mask_gradient(head_mask);
+                if dmask.is_none() && ![q, k, v].iter().any(|&slot| self.is_required(slot, required)) {
+                    return;
+                }
                 // dq, dk, dv are computed together; where only a mask gradient is wanted they are discarded.
                 let mut gradient = |slot| match self.sole_contribution(slot, required) {
                     Some(gradient) => gradient,
@@ -223,12 +256,14 @@ impl Builder {
             | Op::LinearCrossEntropy { .. }
             | Op::MeanSquaredError { .. }
             | Op::SpanLoss { .. }
-            | Op::Distillation { .. } => {}
+            | Op::Distillation { .. }
+            | Op::SpanDistillation { .. } => {}
             // Measurements of activations; nothing is differentiated through them.
             Op::AbsoluteCosine { .. }
             | Op::ProfileDistance { .. }
             | Op::DimensionMapping { .. }
             | Op::MeanAbsolute { .. }
+            | Op::ColumnProducts { .. }
             | Op::ColumnMoments { .. }
             | Op::GaussianKernel { .. }
             | Op::SemiNmfStart { .. }
@@ -256,6 +291,14 @@ impl Builder {
         epilogue: Epilogue,
         required: &HashSet<SlotId>,
     ) {
+        // Where the wanted gradients end at C, what lies below needs none.
+        let flows = self.mode.gradients
+            || self.is_required(a, required)
+            || epilogue.residual.is_some_and(|residual| self.is_required(residual, required))
+            || epilogue.neuron_mask.is_some_and(|mask| self.wanted_masks.contains(&mask));
+        if !flows {
+            return;
+        }
         let mut dz = self.through_dropout(c, dy, epilogue.dropout);
         if let Some(kind) = epilogue.activation {
             let Some(preactivation) = epilogue.preactivation else {

@@ -127,6 +127,8 @@ pub struct Builder {
     pub(crate) gradient: HashMap<SlotId, SlotId>,
     /// Mask slots whose per-example gradients are wanted.
     pub(crate) wanted_masks: Vec<SlotId>,
+    /// Slots for whose columns the gradient of a mask of ones is wanted, and where the backward pass puts it.
+    pub(crate) wanted_columns: Vec<(SlotId, Option<SlotId>)>,
     parameter_slots: HashMap<ParameterId, SlotId>,
     key: Option<SlotId>,
     sites: u32,
@@ -148,6 +150,7 @@ impl Builder {
             mode,
             gradient: HashMap::new(),
             wanted_masks: Vec::new(),
+            wanted_columns: Vec::new(),
             parameter_slots: HashMap::new(),
             key: None,
             sites: 0,
@@ -242,6 +245,13 @@ impl Builder {
     pub fn want_mask_gradient(&mut self, mask: SlotId) {
         assert!(self.mode.mask_gradients, "mask gradients need Mode::mask_gradients");
         self.wanted_masks.push(mask);
+    }
+
+    /// Asks for the gradient that a mask of ones on the columns of `slot` would have, summed over the batch: the backward
+    /// pass will write `mask of <slot>`, `[1, n]` ([`Builder::column_gradient_of`]).
+    pub fn want_column_gradient(&mut self, slot: SlotId) {
+        assert!(self.mode.mask_gradients, "mask gradients need Mode::mask_gradients");
+        self.wanted_columns.push((slot, None));
     }
 
     /// Extents and columns of a slot.
@@ -403,6 +413,14 @@ impl Builder {
         y
     }
 
+    /// `Σ_t x·y` of each column, `[1, n]`, readable after the run.
+    pub fn column_products(&mut self, name: impl Into<String>, x: SlotId, y: SlotId) -> SlotId {
+        let (_, cols) = self.shape(x);
+        let out = self.slot(name, Extent::Fixed(1), cols, Element::Float, Storage::Output);
+        self.push(Op::ColumnProducts { x, y, out });
+        out
+    }
+
     // ---- losses: loss = Σ weight·loss_i; gradients start here -----------------------------------------------
 
     /// Gradient slot a loss writes for `slot`, and whether another loss has written it before.
@@ -490,6 +508,30 @@ impl Builder {
         let losses = self.losses(name, self.shape(student).0);
         let (dstudent, accumulate) = self.loss_gradient(student);
         self.push(Op::Distillation { student, teacher, temperature, weights, losses, dstudent, accumulate });
+        losses
+    }
+
+    /// Distillation loss of the start and end `student [T, 2]` over each sequence's tokens; returns the losses `[B, 1]`.
+    pub fn span_distillation(
+        &mut self,
+        name: &str,
+        [student, teacher]: [SlotId; 2],
+        temperature: f32,
+        cu_seqlens: SlotId,
+        weights: SlotId,
+    ) -> SlotId {
+        let losses = self.losses(name, Extent::Sequences);
+        let (dstudent, accumulate) = self.loss_gradient(student);
+        self.push(Op::SpanDistillation {
+            student,
+            teacher,
+            temperature,
+            cu_seqlens,
+            weights,
+            losses,
+            dstudent,
+            accumulate,
+        });
         losses
     }
 

@@ -66,6 +66,7 @@ pub fn of_op(program: &Program, op: &Op, extents: &Extents) -> Cost {
         // Difference and multiply-add of half the pairs.
         Op::GaussianKernel { x, out, .. } => 3 * size(*out) * program.slot(*x).cols as u64 / 2,
         Op::SemiNmfUpdate { kernel, c, .. } => 2 * size(*kernel) * program.slot(*c).cols as u64,
+        Op::ColumnProducts { x, .. } => 2 * size(*x),
         Op::ZeroGradients => 0,
         // Multiply-add of the norm; moments, bias correction, update of AdamW.
         Op::ClipFactor { .. } => 2 * program.layout().total_elements() as u64,

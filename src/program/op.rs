@@ -205,6 +205,18 @@ pub enum Op {
         dstudent: Option<SlotId>,
         accumulate: bool,
     },
+    /// [`Op::Distillation`] of the start and the end of an answer, their mean, over each sequence's own tokens: `student`,
+    /// `teacher [T, 2]`, `weights`, `losses [B, 1]`; its gradient accumulates when told to.
+    SpanDistillation {
+        student: SlotId,
+        teacher: SlotId,
+        temperature: f32,
+        cu_seqlens: SlotId,
+        weights: SlotId,
+        losses: SlotId,
+        dstudent: Option<SlotId>,
+        accumulate: bool,
+    },
     /// Zeroes the whole gradient block.
     ZeroGradients,
     /// `norm [1, 2] = [‖gradients‖₂ over trained parameters, min(1, max_norm / (norm + 1e-6))]`.
@@ -229,6 +241,9 @@ pub enum Op {
     SemiNmfStart { kernel: SlotId, c: SlotId, growth: SlotId },
     /// `c ← c ∘ √(kernel ⊘ (kernel·c))`, all `[n, n]`, `kernel` symmetric; `growth` as [`Op::SemiNmfStart`].
     SemiNmfUpdate { kernel: SlotId, c: SlotId, growth: SlotId },
+    /// `out [1, n] = Σ_t x[t, j]·y[t, j]`, `x`, `y [T, n]`: with y the gradient of x, the gradient of a mask of ones on the
+    /// columns of x; with y = x, their sums of squares.
+    ColumnProducts { x: SlotId, y: SlotId, out: SlotId },
 }
 
 impl Op {
@@ -345,6 +360,20 @@ impl Op {
                 all(Write, &[some(*losses)]);
                 all(write_or_update(*accumulate), &[*dstudent]);
             }
+            Op::SpanDistillation {
+                student,
+                teacher,
+                cu_seqlens,
+                weights,
+                losses,
+                dstudent,
+                accumulate,
+                ..
+            } => {
+                all(Read, &[some(*student), some(*teacher), some(*cu_seqlens), some(*weights)]);
+                all(Write, &[some(*losses)]);
+                all(write_or_update(*accumulate), &[*dstudent]);
+            }
             Op::ZeroGradients => {}
             Op::ClipFactor { norm, .. } => all(Write, &[some(*norm)]),
             Op::AdamW { hyper, norm, .. } => all(Read, &[some(*hyper), some(*norm)]),
@@ -371,6 +400,10 @@ impl Op {
                 all(Update, &[some(*c)]);
                 all(Write, &[some(*growth)]);
             }
+            Op::ColumnProducts { x, y, out } => {
+                all(Read, &[some(*x), some(*y)]);
+                all(Write, &[some(*out)]);
+            }
         }
     }
 
@@ -396,6 +429,7 @@ impl Op {
             Op::MeanSquaredError { .. } => "mean_squared_error",
             Op::SpanLoss { .. } => "span_loss",
             Op::Distillation { .. } => "distillation",
+            Op::SpanDistillation { .. } => "span_distillation",
             Op::ZeroGradients => "zero_gradients",
             Op::ClipFactor { .. } => "clip_factor",
             Op::AdamW { .. } => "adamw",
@@ -407,6 +441,7 @@ impl Op {
             Op::GaussianKernel { .. } => "gaussian_kernel",
             Op::SemiNmfStart { .. } => "semi_nmf_start",
             Op::SemiNmfUpdate { .. } => "semi_nmf_update",
+            Op::ColumnProducts { .. } => "column_products",
         }
     }
 }

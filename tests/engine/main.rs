@@ -6,6 +6,7 @@ mod support;
 mod calibration;
 mod emulated;
 mod gradients;
+mod knowledge;
 mod lockstep;
 mod measurements;
 mod models;

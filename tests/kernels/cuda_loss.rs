@@ -9,7 +9,7 @@ use secateur::launch::Precision;
 use secateur::ops::loss::{cuda, reference};
 
 use crate::common::{Random, U, Wide, assert_within, gamma, wide};
-use crate::loss::{Softmax, labels_and_weights};
+use crate::loss::{Softmax, SpanDistillation, labels_and_weights};
 use crate::support::device::TestDevice;
 
 /// Rows with more classes than this are a block's work.
@@ -295,6 +295,35 @@ proptest! {
         device.run(|queue| cuda::mean_squared_error(queue, on_x, on_targets, on_weights, on_losses, Some(on_dx), accumulate));
         assert_within("losses", &device.read_floats(on_losses, rows), &exact, |i| gamma(4) * exact[i]);
         assert_within("dx", &device.read(&on_dx), &exact_dx.data, |i| gamma(5) * (exact_dx.data[i].abs() + 2.0 * wide_old.data[i].abs()));
+    }
+
+    #[test]
+    fn span_distillation_on_a_device_matches_the_reference(seed: u64, sequences in 1usize..6, longest in prop_oneof![1usize..40, 100usize..300], accumulate: bool) {
+        let random = &mut Random(seed);
+        let cu_seqlens = random.cu_seqlens(sequences, longest);
+        let rows = cu_seqlens[sequences] as usize;
+        let ((student, wide_student), (teacher, wide_teacher)) = (matrix(random, rows, 2, 6.0), matrix(random, rows, 2, 6.0));
+        let (old, wide_old) = matrix(random, rows, 2, 1.0);
+        let (_, weights) = labels_and_weights(random, sequences, 2);
+        let (mut exact, mut exact_ds) = (vec![f64::NAN; sequences], wide_old.clone());
+        reference::span_distillation(wide_student.view(), wide_teacher.view(), 2.0, &cu_seqlens, &wide(&weights), &mut exact, Some(exact_ds.view_mut()), accumulate);
+        let mut device = TestDevice::new();
+        let (on_student, on_teacher) = (device.matrix(rows, 2, &student, F32), device.matrix(rows, 2, &teacher, F32));
+        let on_ds = if accumulate { device.matrix(rows, 2, &old, F32) } else { device.output(rows, 2, F32) };
+        let on_lengths = device.ints(&cu_seqlens);
+        let (on_weights, on_losses) = (device.floats(&weights), device.output_floats(sequences));
+        device.run(|queue| cuda::span_distillation(queue, on_student, on_teacher, 2.0, on_lengths, sequences, on_weights, on_losses, Some(on_ds), accumulate));
+        // A thread of 128 takes every 128th token; a tree of a warp, then four warps.
+        let bounds = SpanDistillation { student: &wide_student, teacher: &wide_teacher, temperature: 2.0, cu_seqlens: &cu_seqlens, extra: longest.div_ceil(128) + 12 };
+        let losses = device.read_floats(on_losses, sequences);
+        assert_within("losses", &losses, &exact, |b| bounds.of_loss(b) + 2.0 * U * exact[b]);
+        assert_within("ds", &device.read(&on_ds), &exact_ds.data, |at| {
+            let (t, c) = (at / 2, at % 2);
+            f64::from(weights[bounds.sequence(t)]) * bounds.of_gradient(t, c) + U * (wide_old.data[at].abs() + exact_ds.data[at].abs())
+        });
+        let alone = device.output_floats(sequences);
+        device.run(|queue| cuda::span_distillation(queue, on_student, on_teacher, 2.0, on_lengths, sequences, on_weights, alone, None, accumulate));
+        prop_assert_eq!(device.read_floats(alone, sequences), losses);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use secateur::ops::{activation, bias, dropout, embed, gather, norm, reduce};
 use crate::activation::{KINDS, derivative_bound, value_bound, whole_range};
 use crate::common::{Matrix, Random, U, Wide, assert_within, gamma, wide};
 use crate::norm::forward_bounds;
-use crate::rows::{indices, moments_error, named};
+use crate::rows::{indices, moments_error, named, products_error};
 use crate::support::device::TestDevice;
 
 const ELEMENTS: [ElementType; 2] = [F32, Bf16];
@@ -447,6 +447,11 @@ proptest! {
     fn column_moments_match_the_reference(seed: u64, element in element(), rows in 0usize..150, n in 1usize..300) {
         check_column_moments(seed, element, rows, n);
     }
+
+    #[test]
+    fn column_products_match_the_reference(seed: u64, element in element(), rows in 0usize..150, n in 1usize..300) {
+        check_column_products(seed, element, rows, n);
+    }
 }
 
 fn check_gather_and_scatter(element: ElementType, x: &Matrix, list: &[i32]) {
@@ -514,6 +519,31 @@ fn check_column_moments(seed: u64, element: ElementType, rows: usize, n: usize) 
     let (on_x, on_out) = (put(&mut device, &x, element), device.output(3, n, F32));
     device.run(|queue| reduce::cuda::column_moments(queue, on_x, on_out));
     get(&device, on_out).assert_within("moments", &exact, |moment, j| moments_error(rows, &exact, moment, j));
+}
+
+fn check_column_products(seed: u64, element: ElementType, rows: usize, n: usize) {
+    let random = &mut Random(seed);
+    let (x, y) = (random_matrix(random, element, rows, n, 3.0), random_matrix(random, element, rows, n, 2.0));
+    let (wide_x, wide_y) = (x.wide(), y.wide());
+    let mut exact = vec![f64::NAN; n];
+    reduce::reference::column_products(wide_x.view(), wide_y.view(), &mut exact);
+    let mut device = TestDevice::new();
+    let (on_x, on_y) = (put(&mut device, &x, element), put(&mut device, &y, element));
+    // Squares: both factors are the same matrix.
+    for (on_y, other) in [(on_y, &wide_y), (on_x, &wide_x)] {
+        reduce::reference::column_products(wide_x.view(), other.view(), &mut exact);
+        let on_out = device.output_floats(n);
+        device.run(|queue| reduce::cuda::column_products(queue, on_x, on_y, on_out));
+        assert_within("products", &device.read_floats(on_out, n), &exact, |j| {
+            products_error(&wide_x, other, exact[j], j)
+        });
+    }
+}
+
+#[test]
+fn column_products_of_many_rows_match_the_reference() {
+    // More rows than blocks of 64.
+    check_column_products(11, F32, 128 * 64 + 100, 5);
 }
 
 #[test]

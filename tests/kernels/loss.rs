@@ -239,6 +239,84 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn span_distillation_matches_the_reference(seed: u64, sequences in 1usize..8, longest in 1usize..200, temperature in prop_oneof![Just(1.0f32), Just(2.0)], accumulate: bool) {
+        let random = &mut Random(seed);
+        let cu_seqlens = random.cu_seqlens(sequences, longest);
+        let rows = cu_seqlens[sequences] as usize;
+        let (student, teacher) = (Matrix::random(random, rows, 2, 1, 6.0), Matrix::random(random, rows, 2, 2, 6.0));
+        let (_, weights) = labels_and_weights(random, sequences, 2);
+        let old = Matrix::random(random, rows, 2, 1, 1.0);
+        let (wide_student, wide_teacher) = (student.wide(), teacher.wide());
+        let (mut exact, mut exact_ds) = (vec![f64::NAN; sequences], old.wide());
+        reference::span_distillation(wide_student.view(), wide_teacher.view(), f64::from(temperature), &cu_seqlens, &wide(&weights), &mut exact, Some(exact_ds.view_mut()), accumulate);
+        let (mut losses, mut ds) = (vec![f32::NAN; sequences], old.clone());
+        cpu::span_distillation(student.view(), teacher.view(), temperature, &cu_seqlens, &weights, &mut losses, Some(ds.view_mut()), accumulate);
+        let bounds = SpanDistillation { student: &wide_student, teacher: &wide_teacher, temperature: f64::from(temperature), cu_seqlens: &cu_seqlens, extra: row_sum(longest) };
+        assert_within("losses", &losses, &exact, |b| bounds.of_loss(b) + 2.0 * U * exact[b]);
+        let old = old.wide();
+        ds.assert_within("ds", &exact_ds, |t, c| {
+            f64::from(weights[bounds.sequence(t)]) * bounds.of_gradient(t, c) + U * (old.at(t, c).abs() + exact_ds.at(t, c).abs())
+        });
+        let mut alone = vec![f32::NAN; sequences];
+        cpu::span_distillation(student.view(), teacher.view(), temperature, &cu_seqlens, &weights, &mut alone, None, accumulate);
+        prop_assert_eq!(alone, losses);
+    }
+}
+
+/// Error bounds of the distillation of spans: those of [`Softmax`] for each column of a sequence.
+pub struct SpanDistillation<'a> {
+    pub student: &'a Wide,
+    pub teacher: &'a Wide,
+    pub temperature: f64,
+    pub cu_seqlens: &'a [i32],
+    /// Roundings of a sum over a sequence.
+    pub extra: usize,
+}
+
+impl SpanDistillation<'_> {
+    /// The sequence of a token.
+    pub fn sequence(&self, token: usize) -> usize {
+        self.cu_seqlens.partition_point(|&start| start as usize <= token) - 1
+    }
+
+    fn column(&self, b: usize, c: usize) -> [Softmax; 2] {
+        let tokens = self.cu_seqlens[b] as usize..self.cu_seqlens[b + 1] as usize;
+        [self.teacher, self.student].map(|z| {
+            let scaled: Vec<f64> = tokens.clone().map(|t| z.at(t, c) / self.temperature).collect();
+            let mut softmax = Softmax::of(&scaled);
+            softmax.sum_error += gamma(self.extra);
+            softmax
+        })
+    }
+
+    /// Of the loss of a sequence.
+    pub fn of_loss(&self, b: usize) -> f64 {
+        let column = |c| {
+            let [p, q] = self.column(b, c);
+            let term = |i: usize| {
+                let log_ratio = (p.p[i].ln() - q.p[i].ln()).abs();
+                let (of_p, of_q) = (p.loss_error(i), q.loss_error(i));
+                p.p[i]
+                    * ((of_p + of_q + U * log_ratio) + log_ratio * (of_p + 5.0 * U + gamma(self.extra + 4)))
+            };
+            (0..p.p.len()).map(term).sum::<f64>()
+        };
+        0.5 * self.temperature.powi(2) * (column(0) + column(1))
+    }
+
+    /// Of an element of the gradient, for a weight of 1.
+    pub fn of_gradient(&self, token: usize, c: usize) -> f64 {
+        let b = self.sequence(token);
+        let [p, q] = self.column(b, c);
+        let i = token - self.cu_seqlens[b] as usize;
+        0.5 * self.temperature * (p.p[i] * p.p_error(i) + q.p[i] * q.p_error(i) + 3.0 * U * (p.p[i] + q.p[i]))
+    }
+}
+
 /// Every reference gradient against difference quotients of the weighted loss.
 #[test]
 fn the_reference_gradients_are_difference_quotients() {
@@ -309,6 +387,23 @@ fn the_reference_gradients_are_difference_quotients() {
         (total(&losses), dz.data)
     };
     assert_gradient("span", &z, &span(&z).1, |z| span(z).0);
+
+    let spans_of_teacher = as_wide(&wide(&random.values(20, 2.0)), 10, 2);
+    let span_distillation = |z: &[f64]| {
+        let (mut losses, mut dz) = (vec![0.0; rows], Wide::zeros(10, 2));
+        reference::span_distillation(
+            as_wide(z, 10, 2).view(),
+            spans_of_teacher.view(),
+            2.0,
+            &cu_seqlens,
+            &weights,
+            &mut losses,
+            Some(dz.view_mut()),
+            false,
+        );
+        (total(&losses), dz.data)
+    };
+    assert_gradient("span distillation", &z, &span_distillation(&z).1, |z| span_distillation(z).0);
 
     let (x, w, bias) = (
         wide(&random.values(rows * d, 1.0)),

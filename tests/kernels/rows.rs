@@ -129,6 +129,28 @@ proptest! {
         run().assert_within("moments", &exact, |moment, j| moments_error(rows, &exact, moment, j));
         same_bits_on_any_threads(|| run().bits());
     }
+
+    #[test]
+    fn column_products_match_the_reference(seed: u64, rows in 0usize..300, n in 0usize..200) {
+        let random = &mut Random(seed);
+        let (x, y) = (Matrix::random(random, rows, n, 2, 3.0), Matrix::random(random, rows, n, 1, 2.0));
+        let (wide_x, wide_y) = (x.wide(), y.wide());
+        let mut exact = vec![f64::NAN; n];
+        reduce::reference::column_products(wide_x.view(), wide_y.view(), &mut exact);
+        let run = || {
+            let mut out = vec![f32::NAN; n];
+            reduce::cpu::column_products(x.view(), y.view(), &mut out);
+            out
+        };
+        assert_within("products", &run(), &exact, |j| products_error(&wide_x, &wide_y, exact[j], j));
+        same_bits_on_any_threads(|| run().iter().map(|x| x.to_bits()).collect());
+    }
+}
+
+/// One rounding of the result to f32, and those of sums in f64 (twice: the reference rounds too).
+pub fn products_error(x: &Wide, y: &Wide, exact: f64, j: usize) -> f64 {
+    let magnitudes: f64 = (0..x.rows).map(|t| (x.at(t, j) * y.at(t, j)).abs()).sum();
+    1.01 * U * exact.abs() + 2.0 * (x.rows + 16) as f64 * f64::EPSILON * magnitudes
 }
 
 /// One rounding of the result to f32, and those of sums of `rows` terms in f64 (twice: the reference rounds too).

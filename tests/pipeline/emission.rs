@@ -164,7 +164,9 @@ fn wishes_without_meaning_are_usage_errors() {
     emit(Head::Backbone, Mode::EVALUATE, &loss);
     emit(Head::Span, Mode::TRAIN, &EmitOptions::default());
     emit(Head::Span, Mode { mask_gradients: true, ..Mode::EVALUATE }, &loss);
-    emit(Head::Span, Mode::TRAIN, &EmitOptions { distillation: Some(2.0), ..loss.clone() });
+    let hidden = EmitOptions { distillation: Some(2.0), teacher_hidden: true, ..loss.clone() };
+    emit(Head::Span, Mode::TRAIN, &hidden);
+    emit(Head::Span, Mode::TRAIN, &EmitOptions { knowledge: true, ..loss.clone() });
     emit(Head::Regression, Mode::TRAIN, &EmitOptions { distillation: Some(f32::NAN), ..loss });
     assert_eq!(Architecture::new(config.clone(), Head::CausalLm).unwrap_err().exit_code(), 2);
     assert_eq!(Architecture::new(config, Head::Classification { labels: 1 }).unwrap_err().exit_code(), 2);

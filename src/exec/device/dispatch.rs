@@ -227,6 +227,29 @@ pub fn dispatch(op: &Op, bind: &Binding<'_>, pieces: Pieces, queue: &mut Queue) 
                 *accumulate,
             );
         }
+        Op::SpanDistillation {
+            student,
+            teacher,
+            temperature,
+            cu_seqlens,
+            weights,
+            losses,
+            dstudent,
+            accumulate,
+        } => {
+            loss::cuda::span_distillation(
+                queue,
+                matrix(*student),
+                matrix(*teacher),
+                *temperature,
+                ints(*cu_seqlens),
+                bind.sequences(*cu_seqlens),
+                vector(*weights),
+                vector(*losses),
+                dstudent.map(matrix),
+                *accumulate,
+            );
+        }
         Op::ZeroGradients => {
             let bytes = bind.program.layout().block_len() * 4;
             queue.fill_zero(bind.addresses.blocks[Block::Gradients as usize], bytes);
@@ -270,6 +293,9 @@ pub fn dispatch(op: &Op, bind: &Binding<'_>, pieces: Pieces, queue: &mut Queue) 
         }
         Op::SemiNmfUpdate { kernel, c, growth } => {
             seminmf::cuda::multiplicative_update(queue, matrix(*kernel), matrix(*c), vector(*growth));
+        }
+        Op::ColumnProducts { x, y, out } => {
+            reduce::cuda::column_products(queue, matrix(*x), matrix(*y), vector(*out));
         }
     }
 }

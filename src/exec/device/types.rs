@@ -74,7 +74,9 @@ fn constraints(program: &Program, op: &Op) -> (Vec<SlotId>, Vec<SlotId>) {
         | Op::MeanAbsolute { out, .. }
         | Op::ColumnMoments { out, .. }
         | Op::GaussianKernel { out, .. } => (vec![*out], vec![]),
+        Op::ColumnProducts { x, y, out } => (vec![*out], vec![*x, *y]),
         Op::CrossEntropy { .. }
+        | Op::SpanDistillation { .. }
         | Op::MeanSquaredError { .. }
         | Op::SpanLoss { .. }
         | Op::Distillation { .. }

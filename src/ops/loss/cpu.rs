@@ -213,3 +213,47 @@ pub fn distillation(
         }
     });
 }
+
+/// Distillation of the start and the end of an answer over each sequence's own tokens; `student`, `teacher`,
+/// `dstudent`: `[T, 2]` (start, end), `cu_seqlens`: `[B + 1]`, `weights`, `losses`: `[B]`.
+pub fn span_distillation(
+    student: View<f32>,
+    teacher: View<f32>,
+    temperature: f32,
+    cu_seqlens: &[i32],
+    weights: &[f32],
+    losses: &mut [f32],
+    mut dstudent: Option<ViewMut<f32>>,
+    accumulate: bool,
+) {
+    assert_eq!((student.cols(), teacher.cols(), teacher.rows()), (2, 2, student.rows()));
+    for b in 0..losses.len() {
+        let tokens = cu_seqlens[b] as usize..cu_seqlens[b + 1] as usize;
+        let length = tokens.len();
+        let counted = weights[b] != 0.0 && length > 0;
+        losses[b] = 0.0;
+        for column in 0..2 {
+            scratch::with(3 * length, |buffer| {
+                let (p, rest) = buffer.split_at_mut(length);
+                let (q, gradient) = rest.split_at_mut(length);
+                for (i, t) in tokens.clone().enumerate() {
+                    (p[i], q[i]) = (teacher.at(t, column), student.at(t, column));
+                }
+                gradient.fill(0.0);
+                if counted {
+                    let (t, s) = (Tempered::of(p, 1.0 / temperature), Tempered::of(q, 1.0 / temperature));
+                    losses[b] += 0.5 * temperature * temperature * divergence(p, q, t, s);
+                    if dstudent.is_some() {
+                        divergence_gradient(p, q, t, s, 0.5 * weights[b] * temperature, gradient, false);
+                    }
+                }
+                if let Some(dstudent) = &mut dstudent {
+                    for (&gradient, t) in gradient.iter().zip(tokens.clone()) {
+                        let into = &mut dstudent.row_mut(t)[column];
+                        *into = gradient + if accumulate { *into } else { 0.0 };
+                    }
+                }
+            });
+        }
+    }
+}

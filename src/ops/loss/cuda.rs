@@ -196,3 +196,39 @@ pub fn distillation(
         )
     });
 }
+
+/// Distillation of the start and the end of an answer over each sequence's own tokens; `student`, `teacher`,
+/// `dstudent`: `[T, 2]` (start, end), `cu_seqlens`: `[B + 1]`, `weights`, `losses`: `[B]`.
+pub fn span_distillation(
+    queue: &mut Queue,
+    student: Matrix,
+    teacher: Matrix,
+    temperature: f32,
+    cu_seqlens: Pointer<i32>,
+    sequences: usize,
+    weights: Pointer<f32>,
+    losses: Pointer<f32>,
+    dstudent: Option<Matrix>,
+    accumulate: bool,
+) {
+    assert_eq!((student.cols, teacher.cols, teacher.rows), (2, 2, student.rows));
+    assert!(dstudent.is_none_or(|d| (d.rows, d.cols) == (student.rows, 2)));
+    if sequences == 0 {
+        return;
+    }
+    let (gradient, ld) = pointer_and_ld(dstudent);
+    queue.push(kernels::span_distillation(
+        Grid::linear(sequences, 128),
+        student.f32(),
+        int(student.ld),
+        teacher.f32(),
+        int(teacher.ld),
+        temperature,
+        cu_seqlens,
+        weights,
+        losses,
+        gradient,
+        ld,
+        i32::from(accumulate),
+    ));
+}

@@ -13,6 +13,7 @@
 //! | `mean_squared_error` | (x − y)² |
 //! | `span` | mean of the cross-entropies of a start and an end over the row's own tokens |
 //! | `distillation` | T²·KL(softmax(teacher/T) ‖ softmax(student/T)) (Hinton, Vinyals and Dean 2015) |
+//! | `span_distillation` | mean of T²·KL of a start and an end over the row's own tokens |
 //!
 //! Softmax subtracts the maximum first: logits of any finite size are safe. Error of a row of C classes, with
 //! E[max − z] the mean under its own probabilities: the loss is off by at most

@@ -163,3 +163,41 @@ pub fn distillation(
         }
     }
 }
+
+/// Distillation of the start and the end of an answer over each sequence's own tokens; `student`, `teacher`,
+/// `dstudent`: `[T, 2]` (start, end), `cu_seqlens`: `[B + 1]`, `weights`, `losses`: `[B]`.
+pub fn span_distillation(
+    student: View<f64>,
+    teacher: View<f64>,
+    temperature: f64,
+    cu_seqlens: &[i32],
+    weights: &[f64],
+    losses: &mut [f64],
+    mut dstudent: Option<ViewMut<f64>>,
+    accumulate: bool,
+) {
+    for b in 0..losses.len() {
+        let tokens = cu_seqlens[b] as usize..cu_seqlens[b + 1] as usize;
+        losses[b] = 0.0;
+        for column in 0..2 {
+            let of = |logits: View<f64>| tokens.clone().map(|t| logits.at(t, column)).collect::<Vec<f64>>();
+            let (p, q) = (of(teacher), of(student));
+            let (mut loss, mut gradient) = ([0.0], vec![0.0; q.len()]);
+            distillation(
+                View::dense(&q, 1, q.len()),
+                View::dense(&p, 1, p.len()),
+                temperature,
+                &[0.5 * weights[b]],
+                &mut loss,
+                Some(ViewMut::dense(&mut gradient, 1, q.len())),
+                false,
+            );
+            losses[b] += 0.5 * loss[0];
+            if let Some(dstudent) = &mut dstudent {
+                for (gradient, t) in gradient.into_iter().zip(tokens.clone()) {
+                    put(&mut dstudent.row_mut(t)[column], gradient, accumulate);
+                }
+            }
+        }
+    }
+}

@@ -68,3 +68,31 @@ pub fn column_moments(x: View<f32>, mut out: ViewMut<f32>) {
         }
     });
 }
+
+simd_fn! {
+    fn add_products_of_row<I>(x: &[f32], y: &[f32], sum: &mut [f64]) {
+        for ((sum, &x), &y) in sum.iter_mut().zip(x).zip(y) {
+            *sum += f64::from(x) * f64::from(y);
+        }
+    }
+}
+
+/// `out[j]` = Σ_t x[t, j]·y[t, j], summed in f64; `x`, `y`: `[T, n]`, `out`: `[n]`.
+pub fn column_products(x: View<f32>, y: View<f32>, out: &mut [f32]) {
+    assert_eq!((x.rows(), x.cols()), (y.rows(), y.cols()));
+    assert_eq!(out.len(), x.cols());
+    let out = Shared::slice(out);
+    parallel::columns(x.cols(), x.rows(), |cols| {
+        // SAFETY: ranges of columns are disjoint.
+        let out = unsafe { out.range_mut(cols.clone()) };
+        scratch::with_doubles(cols.len(), |sums| {
+            sums.fill(0.0);
+            for t in 0..x.rows() {
+                add_products_of_row(&x.row(t)[cols.clone()], &y.row(t)[cols.clone()], sums);
+            }
+            for (out, &sum) in out.iter_mut().zip(&*sums) {
+                *out = sum as f32;
+            }
+        });
+    });
+}

@@ -21,3 +21,10 @@ pub fn column_moments(x: View<f64>, mut out: ViewMut<f64>) {
         }
     }
 }
+
+/// `out[j]` = Σ_t x[t, j]·y[t, j]; `x`, `y`: `[T, n]`, `out`: `[n]`.
+pub fn column_products(x: View<f64>, y: View<f64>, out: &mut [f64]) {
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = (0..x.rows()).map(|t| x.at(t, j) * y.at(t, j)).sum();
+    }
+}

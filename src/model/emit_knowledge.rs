@@ -1,0 +1,123 @@
+//! Emission of what K-prune measures, and of the last layer where only some tokens answer.
+//!
+//! A sequence head reads one token of each sequence. Of the layer below it the loss then depends on that token's context,
+//! sublayer sums and activations alone: those are computed a second time for the tokens that answer, and gradients flow
+//! through them. For the rest of the tokens the layer ends with its activations, whose squares are summed; no product
+//! behind them, and no gradient, is computed.
+
+use super::Architecture;
+use super::config::NormOrder;
+use super::emit::Emitter;
+use super::heads::HeadParameters;
+use super::parameters::{LayerParameters, SublayerParameters};
+use crate::program::{Extent, Fused, SlotId};
+
+impl Architecture {
+    /// Whether the head reads one token of each sequence.
+    pub(super) fn answers_by_sequence(&self) -> bool {
+        matches!(self.parameters.head, HeadParameters::Sequence { .. })
+    }
+}
+
+impl Emitter<'_> {
+    /// Sums of squares of `all`, the input of the output projection of `sublayer`, and the wanted gradient of `seen`: those
+    /// of its rows that the loss depends on.
+    pub(super) fn measure(&mut self, sublayer: usize, all: SlotId, seen: SlotId) {
+        if !self.options.knowledge {
+            return;
+        }
+        let name = format!("squares of {}", self.b.name(all));
+        let squares = Some(self.b.column_products(name, all, all));
+        match sublayer % 2 {
+            0 => self.layers[sublayer / 2].context_squares = squares,
+            _ => self.layers[sublayer / 2].activation_squares = squares,
+        }
+        if self.b.mode().mask_gradients {
+            self.b.want_column_gradient(seen);
+            self.measured.push((sublayer, seen));
+        }
+    }
+
+    /// The tokens that answer, `[B]`.
+    pub(super) fn answer_rows(&mut self) -> SlotId {
+        let rows = self.inputs.rows.unwrap_or_else(|| self.b.int_input("rows", Extent::Sequences));
+        self.inputs.rows = Some(rows);
+        rows
+    }
+
+    /// A sublayer of the last layer, for all tokens `x [T, d]` as far as their squares need it and for the tokens that
+    /// answer. Returns the hidden states of all tokens after attention, and before the feed-forward network's own sum.
+    pub(super) fn sublayer_under_answers(
+        &mut self,
+        sublayer: usize,
+        layer: &LayerParameters,
+        x: SlotId,
+    ) -> Option<SlotId> {
+        let i = sublayer / 2;
+        let rows = self.answer_rows();
+        let name = |part: &str| format!("layer.{i}.{part}");
+        let post = self.config.norm_order == NormOrder::Post;
+        let seen = match self.answers {
+            Some(seen) => seen,
+            None => self.b.gather(&name("answers"), x, rows),
+        };
+        let plain = |residual| Fused { residual: Some(residual), ..Fused::default() };
+        if sublayer % 2 == 0 {
+            let mut sums = match layer.attention {
+                SublayerParameters::Full(parameters) => {
+                    let input = match layer.attention_norm {
+                        Some(norm) if !post => self.norm(&name("attention.input"), x, norm),
+                        _ => x,
+                    };
+                    let context = self.context(i, parameters, input);
+                    let of_answers = self.b.gather(&name("context of answers"), context, rows);
+                    self.measure(sublayer, context, of_answers);
+                    let output = parameters.output;
+                    [
+                        self.b.linear(&name("attention.sum"), context, output, plain(x)),
+                        self.b.linear(&name("attention.sum of answers"), of_answers, output, plain(seen)),
+                    ]
+                }
+                SublayerParameters::BiasOnly(bias) => [
+                    self.b.bias_residual(&name("attention.sum"), bias, 0.0, x),
+                    self.b.bias_residual(&name("attention.sum of answers"), bias, 0.0, seen),
+                ],
+                SublayerParameters::Removed => [x, seen],
+            };
+            if let Some(norm) = layer.attention_norm.filter(|_| post) {
+                sums = [
+                    self.norm(&name("attention.output"), sums[0], norm),
+                    self.norm(&name("attention.output of answers"), sums[1], norm),
+                ];
+            }
+            self.answers = Some(sums[1]);
+            return Some(sums[0]);
+        }
+        let mut sum = match layer.ffn {
+            SublayerParameters::Full(parameters) => {
+                let mut inputs = [x, seen];
+                if let Some(norm) = layer.ffn_norm.filter(|_| !post) {
+                    inputs = [
+                        self.norm(&name("ffn.input"), x, norm),
+                        self.norm(&name("ffn.input of answers"), seen, norm),
+                    ];
+                }
+                let activation = self.activation(i, parameters, inputs[0]);
+                let fused = Fused { activation: Some(self.config.activation), ..Fused::default() };
+                let of_answers =
+                    self.b.linear(&name("activation of answers"), inputs[1], parameters.up, fused);
+                self.measure(sublayer, activation, of_answers);
+                self.b.linear(&name("ffn.sum of answers"), of_answers, parameters.down, plain(seen))
+            }
+            SublayerParameters::BiasOnly(bias) => {
+                self.b.bias_residual(&name("ffn.sum of answers"), bias, 0.0, seen)
+            }
+            SublayerParameters::Removed => seen,
+        };
+        if let Some(norm) = layer.ffn_norm.filter(|_| post) {
+            sum = self.norm(&name("output of answers"), sum, norm);
+        }
+        self.answers = Some(sum);
+        Some(x)
+    }
+}
