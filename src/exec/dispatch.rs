@@ -1,21 +1,32 @@
 //! Binds slots to operands and calls the kernels of one precision. The match is exhaustive: an operation exists on
 //! every executor or the crate does not compile.
 
+use std::ops::Range;
+
 use super::Block;
 use super::host::{Binding, CpuKernels, Kernels, ReferenceKernels};
 use crate::ops::dropout::{AppliedDropout, DropoutKey};
+use crate::ops::weightmask::{Gradients, Noise};
 use crate::ops::{
     Elem, ViewMut, activation, attention, bias, dropout, embed, gather, gemm, loss, mapping, norm, optimizer,
 };
-use crate::ops::{reduce, seminmf, similarity};
-use crate::program::{DropoutSite, Op, SLOT_ALIGNMENT};
+use crate::ops::{reduce, select, seminmf, similarity, weightmask};
+use crate::program::{DropoutSite, MaskFunction, Op, SLOT_ALIGNMENT, SlotId};
 
 /// The dropout of a site under the key of this run.
 fn applied<T: Elem>(site: &Option<DropoutSite>, bind: &Binding<'_, T>) -> Option<AppliedDropout> {
     let site = site.as_ref()?;
-    let &[low, high, draw] = bind.ints(site.key) else { panic!("a dropout key has three words") };
-    let seed = u64::from(low as u32) | u64::from(high as u32) << 32;
-    Some(AppliedDropout { dropout: site.dropout, key: DropoutKey { seed, draw: draw as u32 } })
+    Some(AppliedDropout { dropout: site.dropout, key: random_key(site.key, bind) })
+}
+
+/// Noise of a mask under the key of this run.
+fn noise<T: Elem>(key: SlotId, bind: &Binding<'_, T>) -> Noise {
+    Noise(random_key(key, bind))
+}
+
+fn random_key<T: Elem>(slot: SlotId, bind: &Binding<'_, T>) -> DropoutKey {
+    let &[low, high, draw] = bind.ints(slot) else { panic!("a random key has three words") };
+    DropoutKey { seed: u64::from(low as u32) | u64::from(high as u32) << 32, draw: draw as u32 }
 }
 
 macro_rules! kernels {
@@ -287,15 +298,17 @@ macro_rules! kernels {
                         let rows = gradients.len() / SLOT_ALIGNMENT;
                         gather::$flavour::fill(ViewMut::dense(gradients, rows, SLOT_ALIGNMENT), 0.0);
                     }
-                    Op::ClipFactor { max_norm, norm } => {
-                        let gradients = bind.block(Block::Gradients);
-                        let trained = bind.trained_parameters().map(|(_, range)| &gradients[range]);
-                        let total = optimizer::$flavour::global_norm(trained);
+                    Op::ClipFactor { max_norm, scores, norm } => {
+                        let trained =
+                            bind.trained_parameters().map(|(_, range)| bind.part(Block::Gradients, &range));
+                        let masked = bind.masked().filter(|_| *scores);
+                        let scored = masked.map(|matrix| bind.part(bind.score_gradients(), &matrix.range));
+                        let total = optimizer::$flavour::global_norm(trained.chain(scored));
                         let out = bind.slice_mut(*norm);
                         out[0] = total as Float;
                         out[1] = optimizer::clip_factor(f64::from(*max_norm), total) as Float;
                     }
-                    Op::AdamW { form, hyper, norm } => {
+                    Op::AdamW { form, scores, hyper, norm } => {
                         let hyper = bind.slice(*hyper);
                         let mut settings = optimizer::AdamW {
                             lr: f64::from(hyper[0]),
@@ -308,20 +321,111 @@ macro_rules! kernels {
                             clip_factor: f64::from(bind.slice(*norm)[1]),
                             form: *form,
                         };
-                        let parameters = bind.block_mut(Block::Parameters);
-                        let gradients = bind.block(Block::Gradients);
-                        let first = bind.block_mut(Block::FirstMoment);
-                        let second = bind.block_mut(Block::SecondMoment);
+                        let update =
+                            |blocks: [Block; 4], range: &Range<usize>, settings: &optimizer::AdamW| {
+                                let [values, gradients, first, second] = blocks;
+                                optimizer::$flavour::adamw(
+                                    bind.part_mut(values, range),
+                                    bind.part(gradients, range),
+                                    bind.part_mut(first, range),
+                                    bind.part_mut(second, range),
+                                    settings,
+                                    None,
+                                );
+                            };
+                        if *scores {
+                            let moments = (Block::ScoreFirstMoment, Block::ScoreSecondMoment);
+                            let blocks = [Block::Scores, bind.score_gradients(), moments.0, moments.1];
+                            bind.masked().for_each(|matrix| update(blocks, &matrix.range, &settings));
+                            return;
+                        }
                         for (parameter, range) in bind.trained_parameters() {
                             settings.weight_decay = if parameter.vector { 0.0 } else { f64::from(hyper[4]) };
-                            optimizer::$flavour::adamw(
-                                &mut parameters[range.clone()],
-                                &gradients[range.clone()],
-                                &mut first[range.clone()],
-                                &mut second[range],
-                                &settings,
-                                None,
-                            );
+                            let values = if parameter.masked { Block::Weights } else { Block::Parameters };
+                            let blocks = [values, Block::Gradients, Block::FirstMoment, Block::SecondMoment];
+                            update(blocks, &range, &settings);
+                        }
+                    }
+                    Op::SelectMasks { magnitude, global, counts, threshold, kept } => {
+                        let source = if *magnitude { Block::Weights } else { Block::Scores };
+                        let threshold = threshold.map(|slot| bind.slice(slot)[0]);
+                        let mut matrices: Vec<_> = bind
+                            .masked()
+                            .map(|matrix| select::Matrix {
+                                scores: bind.part(source, &matrix.range),
+                                cols: matrix.parameter.cols,
+                                ld: matrix.parameter.ld(),
+                                keep: bind.bits_mut(&matrix),
+                            })
+                            .collect();
+                        let size = if *global { matrices.len().max(1) } else { 1 };
+                        let groups = matrices.chunks_mut(size).zip(bind.ints(*counts));
+                        for ((group, &count), kept) in groups.zip(bind.slice_mut(*kept)) {
+                            let above = threshold.map_or(0, |threshold| {
+                                group.iter().map(|m| select::$flavour::count_above(m, threshold)).sum()
+                            });
+                            let count = above.max(usize::try_from(count).unwrap_or(0));
+                            *kept = select::$flavour::keep_largest(group, *magnitude, count) as Float;
+                        }
+                    }
+                    Op::ApplyMasks { function, key } => {
+                        for matrix in bind.masked() {
+                            let weights = bind.part(Block::Weights, &matrix.range);
+                            let out = bind.part_mut(Block::Parameters, &matrix.range);
+                            match function {
+                                MaskFunction::Bits => {
+                                    weightmask::$flavour::apply(weights, bind.bits(&matrix), out);
+                                }
+                                MaskFunction::HardConcrete => weightmask::$flavour::apply_hard_concrete(
+                                    weights,
+                                    bind.part(Block::Scores, &matrix.range),
+                                    key.map(|key| noise(key, bind)),
+                                    matrix.first,
+                                    out,
+                                ),
+                            }
+                        }
+                    }
+                    Op::ScoreGradients { function, key, scores, penalty } => {
+                        for matrix in bind.masked() {
+                            let range = &matrix.range;
+                            let penalty = bind.slice(*penalty)[0] / matrix.parameter.len().max(1) as Float;
+                            let weights = bind.part(Block::Weights, range);
+                            let gradients = bind.part_mut(Block::Gradients, range);
+                            let into = match (scores, matrix.parameter.trainable) {
+                                (true, false) => Gradients::Scores(gradients),
+                                (false, _) => Gradients::Weights(gradients),
+                                (true, true) => Gradients::Both {
+                                    weights: gradients,
+                                    scores: bind.part_mut(Block::ScoreGradients, range),
+                                },
+                            };
+                            let scores = if *scores { bind.part(Block::Scores, range) } else { &[] };
+                            match function {
+                                MaskFunction::Bits => weightmask::$flavour::score_gradients(
+                                    weights,
+                                    scores,
+                                    bind.bits(&matrix),
+                                    penalty,
+                                    into,
+                                ),
+                                MaskFunction::HardConcrete => weightmask::$flavour::hard_concrete_gradients(
+                                    weights,
+                                    scores,
+                                    key.map(|key| noise(key, bind)),
+                                    matrix.first,
+                                    penalty,
+                                    into,
+                                ),
+                            }
+                        }
+                    }
+                    Op::MeanSigmoid { shift, temperature, out } => {
+                        for (matrix, out) in bind.masked().zip(bind.slice_mut(*out)) {
+                            let scores = bind.part(Block::Scores, &matrix.range);
+                            let (shift, temperature) = (Float::from(*shift), Float::from(*temperature));
+                            let sum = weightmask::$flavour::sigmoid_sum(scores, shift, temperature);
+                            *out = (sum / matrix.parameter.len().max(1) as f64) as Float;
                         }
                     }
                     Op::AbsoluteCosine { x, out } => {

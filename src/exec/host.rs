@@ -44,7 +44,9 @@ struct Prepared<T> {
 /// An executor on host memory.
 pub struct HostExecutor<K: Kernels> {
     layout: Arc<ParameterLayout>,
-    blocks: [Buffer<K::Element>; 4],
+    blocks: [Buffer<K::Element>; Block::COUNT],
+    /// Bits of the weight masks.
+    masks: Vec<u64>,
     arena: Buffer<K::Element>,
     programs: Vec<Prepared<K::Element>>,
     kernels: PhantomData<K>,
@@ -53,18 +55,25 @@ pub struct HostExecutor<K: Kernels> {
 impl<K: Kernels> HostExecutor<K> {
     /// An executor with zeroed parameters.
     pub fn new(layout: Arc<ParameterLayout>) -> HostExecutor<K> {
-        let parameters = Buffer::new(layout.block_len());
-        let blocks = [parameters, Buffer::new(0), Buffer::new(0), Buffer::new(0)];
-        HostExecutor { layout, blocks, arena: Buffer::new(0), programs: Vec::new(), kernels: PhantomData }
+        let blocks = Block::ALL.map(|block| match block {
+            Block::Parameters => Buffer::new(layout.block_len()),
+            _ => Buffer::new(0),
+        });
+        let (masks, programs) = (Vec::new(), Vec::new());
+        HostExecutor { layout, blocks, masks, arena: Buffer::new(0), programs, kernels: PhantomData }
     }
 
     /// The block, allocated if it was not.
     fn block(&mut self, block: Block) -> &mut Buffer<K::Element> {
         let buffer = &mut self.blocks[block as usize];
         if buffer.len() == 0 {
-            *buffer = Buffer::new(self.layout.block_len());
+            *buffer = Buffer::new(block.stretch(&self.layout).len());
         }
         buffer
+    }
+
+    fn mask_words(&self) -> usize {
+        super::mask_words(&self.layout)
     }
 
     fn write_with(
@@ -134,18 +143,12 @@ impl<K: Kernels> Executor for HostExecutor<K> {
             self.arena = Buffer::new(0);
             self.arena = Buffer::new(plan.arena_len);
         }
-        for op in program.ops() {
-            if matches!(op, Op::ZeroGradients | Op::ClipFactor { .. }) {
-                self.block(Block::Gradients);
-            }
-            if matches!(op, Op::AdamW { .. }) {
-                for block in Block::ALL {
-                    self.block(block);
-                }
-            }
+        let (blocks, bits) = super::blocks_of(&program);
+        for block in blocks {
+            self.block(block);
         }
-        if program.slots().any(|(_, slot)| matches!(slot.storage, program::Storage::Gradient(_))) {
-            self.block(Block::Gradients);
+        if bits && self.masks.is_empty() {
+            self.masks = vec![0; self.mask_words()];
         }
         let inputs = Buffer::new(plan.inputs_len);
         let ints = vec![0; plan.ints_len];
@@ -165,7 +168,7 @@ impl<K: Kernels> Executor for HostExecutor<K> {
         let element = size_of::<K::Element>();
         let blocks: usize = self.blocks.iter().map(Buffer::len).sum();
         let programs: usize = self.programs.iter().map(|p| p.inputs.len() * element + p.ints.len() * 4).sum();
-        (blocks + self.arena.len()) * element + programs
+        (blocks + self.arena.len()) * element + programs + 8 * self.masks.len()
     }
 
     fn write(&mut self, id: ProgramId, slot: SlotId, data: &[f32]) -> Result<()> {
@@ -202,7 +205,12 @@ impl<K: Kernels> Executor for HostExecutor<K> {
             ints: &prepared.ints,
             inputs: prepared.inputs.pointer(),
             arena: self.arena.pointer(),
-            blocks: [0, 1, 2, 3].map(|i| (self.blocks[i].pointer(), self.blocks[i].len())),
+            blocks: Block::ALL.map(|block| {
+                let buffer = &self.blocks[block as usize];
+                let start = block.stretch(&self.layout).start;
+                HostBlock { pointer: buffer.pointer(), len: buffer.len(), start }
+            }),
+            masks: (self.masks.as_mut_ptr(), self.masks.len()),
             executor: PhantomData,
         };
         let ops = &prepared.program.ops()[range];
@@ -229,7 +237,7 @@ impl<K: Kernels> Executor for HostExecutor<K> {
     }
 
     fn write_block(&mut self, block: Block, data: &[f32]) -> Result<()> {
-        let expected = self.layout.block_len();
+        let expected = block.stretch(&self.layout).len();
         if data.len() != expected {
             let message = format!("{} values for a block of {expected}", data.len());
             return Err(Error::shape(format!("{block:?}"), message));
@@ -241,10 +249,39 @@ impl<K: Kernels> Executor for HostExecutor<K> {
         Ok(())
     }
 
+    fn read_masks(&self) -> Result<Vec<u64>> {
+        Ok(self.masks.clone())
+    }
+
+    fn write_masks(&mut self, words: &[u64]) -> Result<()> {
+        super::check_mask_words(words.len(), self.mask_words())?;
+        self.masks = words.to_vec();
+        Ok(())
+    }
+
     fn poison(&mut self) -> Result<()> {
         self.arena.as_mut_slice().fill(K::Element::from_f64(f64::NAN));
         Ok(())
     }
+}
+
+/// A block in memory.
+#[derive(Clone, Copy)]
+struct HostBlock<T> {
+    pointer: *mut T,
+    len: usize,
+    /// Its first element's number in the layout.
+    start: usize,
+}
+
+/// A masked matrix: its parameter, its elements in the layout, the number of the first within the masked stretch.
+pub struct Masked<'a> {
+    /// Name and shape.
+    pub parameter: &'a Parameter,
+    /// Elements in the layout, padding included.
+    pub range: Range<usize>,
+    /// The first element's number within the masked stretch, a multiple of 64.
+    pub first: usize,
 }
 
 /// The slots of a prepared program, bound to memory and to the extents of one batch.
@@ -255,7 +292,8 @@ pub struct Binding<'a, T> {
     ints: &'a [i32],
     inputs: *mut T,
     arena: *mut T,
-    blocks: [(*mut T, usize); 4],
+    blocks: [HostBlock<T>; Block::COUNT],
+    masks: (*mut u64, usize),
     executor: PhantomData<&'a mut T>,
 }
 
@@ -272,15 +310,48 @@ impl<'a, T: Elem> Binding<'a, T> {
     /// The trained parameters with their ranges in the blocks.
     pub fn trained_parameters(&self) -> impl Iterator<Item = (&'a Parameter, Range<usize>)> {
         let trained = self.layout().iter().map(|(_, p)| p).filter(|p| p.trainable);
-        trained.map(|p| (p, p.offset..p.offset + p.span()))
+        trained.map(|p| (p, p.range()))
+    }
+
+    /// The masked matrices in order.
+    pub fn masked(&self) -> impl Iterator<Item = Masked<'a>> {
+        let start = self.blocks[Block::Scores as usize].start;
+        let masked = self.layout().masked();
+        masked.map(move |parameter| Masked {
+            parameter,
+            range: parameter.range(),
+            first: parameter.offset - start,
+        })
+    }
+
+    /// The words of a masked matrix to read.
+    pub fn bits(&self, matrix: &Masked) -> &'a [u64] {
+        let words = matrix.first / 64..(matrix.first + matrix.range.len()).div_ceil(64);
+        assert!(words.end <= self.masks.1);
+        // SAFETY: inside the words by the assertion; an operation that writes them does not read them here.
+        unsafe { std::slice::from_raw_parts(self.masks.0.add(words.start), words.len()) }
+    }
+
+    /// The words of a masked matrix to write.
+    #[allow(clippy::mut_from_ref)]
+    pub fn bits_mut(&self, matrix: &Masked) -> &'a mut [u64] {
+        let words = matrix.first / 64..(matrix.first + matrix.range.len()).div_ceil(64);
+        assert!(words.end <= self.masks.1);
+        // SAFETY: as above; matrices begin at words of their own, and the operation takes each once.
+        unsafe { std::slice::from_raw_parts_mut(self.masks.0.add(words.start), words.len()) }
+    }
+
+    /// The block that holds the gradients of the scores.
+    pub fn score_gradients(&self) -> Block {
+        Block::of_score_gradients(self.layout())
     }
 
     fn locate(&self, slot: SlotId) -> (*mut T, usize, usize, usize) {
         let description = self.program.slot(slot);
         let place = self.plan.place(slot);
         let base = match place.buffer {
-            program::Buffer::Parameters => self.blocks[0].0,
-            program::Buffer::Gradients => self.blocks[1].0,
+            program::Buffer::Parameters => self.blocks[0].pointer,
+            program::Buffer::Gradients => self.blocks[1].pointer,
             program::Buffer::Inputs => self.inputs,
             program::Buffer::Arena => self.arena,
             program::Buffer::Ints => panic!("{} is an integer slot", description.name),
@@ -330,18 +401,28 @@ impl<'a, T: Elem> Binding<'a, T> {
         &self.ints[offset..offset + self.extents.of(description.rows) * description.cols]
     }
 
-    /// A block to read.
-    pub fn block(&self, block: Block) -> &'a [T] {
-        let (pointer, len) = self.blocks[block as usize];
-        // SAFETY: blocks are distinct buffers held by the executor; an operation that writes one does not read it here.
-        unsafe { std::slice::from_raw_parts(pointer, len) }
-    }
-
-    /// A block to write.
+    /// A whole block to write.
     #[allow(clippy::mut_from_ref)]
     pub fn block_mut(&self, block: Block) -> &'a mut [T] {
-        let (pointer, len) = self.blocks[block as usize];
-        // SAFETY: as in `block`; the operation takes each block once.
+        let HostBlock { pointer, len, .. } = self.blocks[block as usize];
+        // SAFETY: blocks are distinct buffers held by the executor; the operation takes each once.
         unsafe { std::slice::from_raw_parts_mut(pointer, len) }
+    }
+
+    /// Elements `range` of the layout, of a block, to read.
+    pub fn part(&self, block: Block, range: &Range<usize>) -> &'a [T] {
+        let HostBlock { pointer, len, start } = self.blocks[block as usize];
+        assert!(start <= range.start && range.end - start <= len, "{block:?} does not hold {range:?}");
+        // SAFETY: inside the block by the assertion; an operation that writes these elements does not read them here.
+        unsafe { std::slice::from_raw_parts(pointer.add(range.start - start), range.len()) }
+    }
+
+    /// Elements `range` of the layout, of a block, to write.
+    #[allow(clippy::mut_from_ref)]
+    pub fn part_mut(&self, block: Block, range: &Range<usize>) -> &'a mut [T] {
+        let HostBlock { pointer, len, start } = self.blocks[block as usize];
+        assert!(start <= range.start && range.end - start <= len, "{block:?} does not hold {range:?}");
+        // SAFETY: as in `part`; the operation takes these elements once.
+        unsafe { std::slice::from_raw_parts_mut(pointer.add(range.start - start), range.len()) }
     }
 }

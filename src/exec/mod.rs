@@ -20,9 +20,9 @@ mod memory;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::launch::Device;
-use crate::program::{Extents, Plan, Program, SlotId};
+use crate::program::{Extents, MaskFunction, Op, Parameter, ParameterLayout, Plan, Program, SlotId, Storage};
 
 pub use device::DeviceExecutor;
 pub use emulated::Emulated;
@@ -32,23 +32,129 @@ pub use host::{Cpu, HostExecutor, Kernels, Reference};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ProgramId(pub(crate) usize);
 
-/// One of the flat blocks that share a [`ParameterLayout`](crate::program::ParameterLayout).
+/// One of the flat blocks that share a [`ParameterLayout`]. All but the parameters span only a
+/// stretch of it ([`Block::stretch`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Block {
-    /// Weights.
+    /// What products read: weights, masked ones multiplied by their mask.
     Parameters,
-    /// Their gradients.
+    /// Gradients of the parameters.
     Gradients,
     /// AdamW's first moment.
     FirstMoment,
     /// AdamW's second moment.
     SecondMoment,
+    /// The weights behind the masks.
+    Weights,
+    /// The scores of the masks; −∞ in the padding.
+    Scores,
+    /// Gradients of the scores, where the weights are trained too; where they are frozen, the gradient block holds them.
+    ScoreGradients,
+    /// AdamW's first moment of the scores.
+    ScoreFirstMoment,
+    /// AdamW's second moment of the scores.
+    ScoreSecondMoment,
 }
 
 impl Block {
-    /// All four.
-    pub const ALL: [Block; 4] =
-        [Block::Parameters, Block::Gradients, Block::FirstMoment, Block::SecondMoment];
+    /// How many there are.
+    pub const COUNT: usize = 9;
+
+    /// All of them, in order.
+    pub const ALL: [Block; Block::COUNT] = [
+        Block::Parameters,
+        Block::Gradients,
+        Block::FirstMoment,
+        Block::SecondMoment,
+        Block::Weights,
+        Block::Scores,
+        Block::ScoreGradients,
+        Block::ScoreFirstMoment,
+        Block::ScoreSecondMoment,
+    ];
+
+    /// The elements of the layout that the block holds.
+    pub fn stretch(self, layout: &ParameterLayout) -> Range<usize> {
+        match self {
+            Block::Parameters => 0..layout.block_len(),
+            Block::Gradients => layout.stretch(Parameter::differentiated),
+            Block::FirstMoment | Block::SecondMoment => layout.stretch(|p| p.trainable),
+            _ => layout.stretch(|p| p.masked),
+        }
+    }
+
+    /// The block that holds the gradients of the scores.
+    fn of_score_gradients(layout: &ParameterLayout) -> Block {
+        if layout.trains_masked() { Block::ScoreGradients } else { Block::Gradients }
+    }
+}
+
+/// Blocks beyond the parameters that a program touches, and whether it touches the bits of masks.
+fn blocks_of(program: &Program) -> (Vec<Block>, bool) {
+    let layout = program.layout();
+    let mut used = [false; Block::COUNT];
+    let mut touch = |blocks: &[Block]| blocks.iter().for_each(|&block| used[block as usize] = true);
+    let mut bits = false;
+    if program.slots().any(|(_, slot)| matches!(slot.storage, Storage::Gradient(_))) {
+        touch(&[Block::Gradients]);
+    }
+    for op in program.ops() {
+        match op {
+            Op::ZeroGradients => touch(&[Block::Gradients]),
+            Op::ClipFactor { scores, .. } => {
+                touch(&[Block::Gradients]);
+                if *scores {
+                    touch(&[Block::of_score_gradients(layout)]);
+                }
+            }
+            Op::AdamW { scores: true, .. } => touch(&[
+                Block::Scores,
+                Block::of_score_gradients(layout),
+                Block::ScoreFirstMoment,
+                Block::ScoreSecondMoment,
+            ]),
+            Op::AdamW { scores: false, .. } => {
+                touch(&[Block::Gradients, Block::FirstMoment, Block::SecondMoment]);
+                if layout.trains_masked() {
+                    touch(&[Block::Weights]);
+                }
+            }
+            Op::SelectMasks { magnitude, .. } => {
+                touch(&[if *magnitude { Block::Weights } else { Block::Scores }]);
+                bits = true;
+            }
+            Op::ApplyMasks { function, .. } => {
+                touch(&[Block::Weights]);
+                match function {
+                    MaskFunction::Bits => bits = true,
+                    MaskFunction::HardConcrete => touch(&[Block::Scores]),
+                }
+            }
+            Op::ScoreGradients { scores, function, .. } => {
+                touch(&[Block::Weights, Block::Gradients]);
+                bits |= *function == MaskFunction::Bits;
+                if *scores {
+                    touch(&[Block::Scores, Block::of_score_gradients(layout)]);
+                }
+            }
+            Op::MeanSigmoid { .. } => touch(&[Block::Scores]),
+            _ => {}
+        }
+    }
+    let blocks = Block::ALL.into_iter().skip(1).filter(|&block| used[block as usize]);
+    (blocks.collect(), bits)
+}
+
+/// Words of the bits of all masks: one for every 64 elements of the masked stretch.
+fn mask_words(layout: &ParameterLayout) -> usize {
+    Block::Scores.stretch(layout).len().div_ceil(64)
+}
+
+fn check_mask_words(found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::shape("weight masks", format!("{found} words of bits for {expected}")))
 }
 
 /// Runs programs over the parameters of one model.
@@ -114,11 +220,17 @@ pub trait Executor {
     /// Reads a float slot without narrowing.
     fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Vec<f64>>;
 
-    /// Reads a block, layout padding included; empty if it was never allocated.
+    /// Reads a block's stretch, layout padding included; empty if it was never allocated.
     fn read_block(&self, block: Block) -> Result<Vec<f32>>;
 
-    /// Replaces a block. Length must be the layout's.
+    /// Replaces a block. Length must be that of its stretch.
     fn write_block(&mut self, block: Block, data: &[f32]) -> Result<()>;
+
+    /// Reads the bits of the masks, a word for every 64 elements of the masked stretch; empty if they were never selected.
+    fn read_masks(&self) -> Result<Vec<u64>>;
+
+    /// Replaces the bits of the masks.
+    fn write_masks(&mut self, words: &[u64]) -> Result<()>;
 
     /// Overwrites the arena with NaN, so that anything read before it is written shows.
     fn poison(&mut self) -> Result<()>;

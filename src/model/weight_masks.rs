@@ -9,6 +9,7 @@
 use super::parameters::{Projections, SublayerParameters};
 use super::{Architecture, Model, names};
 use crate::error::{Error, Result};
+use crate::ops::select;
 use crate::program::{Parameter, ParameterId};
 
 /// What a matrix of a layer does: SMP-S shares a budget among the matrices of one kind.
@@ -164,7 +165,8 @@ impl WeightMasks {
             let parameter = architecture.layout.get(matrix.id);
             let dense = dense(parameter, &scores[parameter.offset..parameter.offset + parameter.span()]);
             let mut bits = vec![0; parameter.len().div_ceil(64)];
-            crate::ops::select::cpu::keep_largest(&dense, false, count, &mut bits);
+            let rows = select::Matrix::dense(&dense, &mut bits);
+            select::cpu::keep_largest(&mut [rows], false, count);
             let name = names::stem(architecture.config.family, &parameter.name);
             WeightMask { name, rows: parameter.rows, cols: parameter.cols, bits }
         };

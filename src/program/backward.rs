@@ -71,7 +71,7 @@ impl Builder {
         for (id, slot) in self.program.slots() {
             if let Storage::Parameter(parameter) = slot.storage
                 && self.mode.gradients
-                && self.program.layout.get(parameter).trainable
+                && self.program.layout.get(parameter).differentiated()
             {
                 required.insert(id);
             }
@@ -277,7 +277,11 @@ impl Builder {
             | Op::Add { .. }
             | Op::ZeroGradients
             | Op::ClipFactor { .. }
-            | Op::AdamW { .. } => panic!("{} has no place in a forward pass", op.name()),
+            | Op::AdamW { .. }
+            | Op::SelectMasks { .. }
+            | Op::ApplyMasks { .. }
+            | Op::ScoreGradients { .. }
+            | Op::MeanSigmoid { .. } => panic!("{} has no place in a forward pass", op.name()),
         }
     }
 

@@ -540,7 +540,7 @@ impl Builder {
         let Storage::Parameter(id) = self.program.slot(slot).storage else {
             panic!("{} is not a parameter", self.name(slot));
         };
-        if !self.mode.gradients || !self.program.layout.get(id).trainable {
+        if !self.mode.gradients || !self.program.layout.get(id).differentiated() {
             return None;
         }
         if let Some(&gradient) = self.gradient.get(&slot) {

@@ -4,6 +4,7 @@
 //! and pass, which is what the memory-bound operations cost in practice. Bytes are those of each operand once.
 
 use super::builder::Program;
+use super::layout::Parameter;
 use super::op::{Access, Op};
 use super::slot::{Element, Extents};
 
@@ -45,6 +46,12 @@ pub fn of_op(program: &Program, op: &Op, extents: &Extents) -> Cost {
         let length = tokens.div_ceil(extents.sequences.max(1) as u64);
         2 * products * tokens * length * slot.cols as u64
     };
+    let masked = program.layout().masked().map(|p| p.len() as u64).sum::<u64>();
+    // Elements of the trained parameters, or of the scores.
+    let updated = |scores: bool| match scores {
+        true => masked,
+        false => program.layout().iter().filter(|(_, p)| p.trainable).map(|(_, p)| p.len() as u64).sum(),
+    };
     let flops = match op {
         Op::Gemm { a, transpose_a, c, .. } => {
             let slot = program.slot(*a);
@@ -69,14 +76,23 @@ pub fn of_op(program: &Program, op: &Op, extents: &Extents) -> Cost {
         Op::ColumnProducts { x, .. } => 2 * size(*x),
         Op::ZeroGradients => 0,
         // Multiply-add of the norm; moments, bias correction, update of AdamW.
-        Op::ClipFactor { .. } => 2 * program.layout().total_elements() as u64,
-        Op::AdamW { .. } => 12 * program.layout().total_elements() as u64,
+        Op::ClipFactor { scores, .. } => 2 * updated(*scores) + 2 * u64::from(*scores) * updated(false),
+        Op::AdamW { scores, .. } => 12 * updated(*scores),
+        // Comparisons of one digit, and of the threshold, a pass.
+        Op::SelectMasks { .. } => 5 * masked,
+        Op::ApplyMasks { .. } => masked,
+        Op::ScoreGradients { .. } => 8 * masked,
+        Op::MeanSigmoid { .. } => 4 * masked,
         _ => elements,
     };
-    let block = 4 * program.layout().block_len() as u64;
-    bytes += match op {
-        Op::ZeroGradients | Op::ClipFactor { .. } => block,
-        Op::AdamW { .. } => 7 * block,
+    bytes += 4 * match op {
+        Op::ZeroGradients => program.layout().stretch(Parameter::differentiated).len() as u64,
+        Op::ClipFactor { scores, .. } => updated(*scores) + u64::from(*scores) * updated(false),
+        Op::AdamW { scores, .. } => 7 * updated(*scores),
+        Op::SelectMasks { .. } => 5 * masked,
+        Op::ApplyMasks { .. } => 2 * masked,
+        Op::ScoreGradients { .. } => (4 + u64::from(program.layout().trains_masked())) * masked,
+        Op::MeanSigmoid { .. } => masked,
         _ => 0,
     };
     Cost { flops, bytes }

@@ -2,9 +2,14 @@
 //!
 //! Order is the order of addition, which is the checkpoint's. Every parameter starts on a
 //! [`SLOT_ALIGNMENT`] boundary and its rows are padded to [`leading_dimension`]; the padding is zero
-//! in all blocks and stays zero, so that norms and updates may run over whole ranges.
+//! in all blocks and stays zero, so that norms and updates may run over whole ranges. (Scores of weight masks are the
+//! exception: theirs is −∞, which no gradient moves.)
+//!
+//! What is not trained costs nothing: gradients and moments span only the stretch of the block between the first and the
+//! last parameter that has some, scores and underlying weights only the masked matrices.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::slot::{ParameterId, SLOT_ALIGNMENT, leading_dimension};
 
@@ -19,8 +24,11 @@ pub struct Parameter {
     pub cols: usize,
     /// Whether the checkpoint holds it as a vector. Vectors take no weight decay.
     pub vector: bool,
-    /// Whether it is trained. Frozen parameters get no gradient operation and are never updated.
+    /// Whether it is trained. Frozen parameters are never updated, and get a gradient only if they are masked.
     pub trainable: bool,
+    /// Whether products read it multiplied by a weight mask; its own values are then in
+    /// [`Block::Weights`](crate::exec::Block::Weights).
+    pub masked: bool,
     /// First element in the block.
     pub offset: usize,
 }
@@ -33,6 +41,14 @@ impl Parameter {
     /// Elements in the block, padding included.
     pub fn span(&self) -> usize {
         self.rows * self.ld()
+    }
+    /// Its elements in the block, padding included.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.span()
+    }
+    /// Whether a backward pass computes its gradient.
+    pub fn differentiated(&self) -> bool {
+        self.trainable || self.masked
     }
     /// Elements in the checkpoint.
     pub fn len(&self) -> usize {
@@ -72,7 +88,8 @@ impl ParameterLayout {
         let id = ParameterId(self.parameters.len() as u32);
         let previous = self.by_name.insert(name.clone(), id);
         assert!(previous.is_none(), "parameter {name} is declared twice");
-        let parameter = Parameter { name, rows, cols, vector, trainable: true, offset: self.len };
+        let parameter =
+            Parameter { name, rows, cols, vector, trainable: true, masked: false, offset: self.len };
         self.len += parameter.span().next_multiple_of(SLOT_ALIGNMENT);
         self.parameters.push(parameter);
         id
@@ -83,6 +100,33 @@ impl ParameterLayout {
         for parameter in &mut self.parameters {
             parameter.trainable = trainable(&parameter.name);
         }
+    }
+
+    /// Marks matrices whose products go through a weight mask, by number. Panics on a vector (a bug of the caller).
+    pub fn set_masked(&mut self, masked: &[ParameterId]) {
+        for &id in masked {
+            let parameter = &mut self.parameters[id.index()];
+            assert!(!parameter.vector, "{} is a vector", parameter.name);
+            parameter.masked = true;
+        }
+    }
+
+    /// The masked matrices, in order.
+    pub fn masked(&self) -> impl Iterator<Item = &Parameter> {
+        self.parameters.iter().filter(|p| p.masked)
+    }
+
+    /// Whether masked matrices are trained themselves, beside their scores.
+    pub fn trains_masked(&self) -> bool {
+        self.masked().any(|p| p.trainable)
+    }
+
+    /// The stretch of the block that holds every parameter `wanted` picks, up to the next parameter; empty if it picks none.
+    pub fn stretch(&self, wanted: impl Fn(&Parameter) -> bool) -> Range<usize> {
+        let mut wanted = self.parameters.iter().filter(|p| wanted(p));
+        let Some(first) = wanted.next() else { return 0..0 };
+        let last = wanted.next_back().unwrap_or(first);
+        first.offset..last.range().end.next_multiple_of(SLOT_ALIGNMENT)
     }
 
     /// Looks a parameter up by its checkpoint name.

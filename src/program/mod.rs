@@ -16,7 +16,9 @@ mod validate;
 
 pub use builder::{Builder, Fused, Linear, Mode, Program, WeightOrder};
 pub use layout::{Parameter, ParameterLayout};
-pub use op::{Access, Activation, AdamWForm, AttentionShape, Dropout, DropoutSite, Epilogue, Op};
+pub use op::{
+    Access, Activation, AdamWForm, AttentionShape, Dropout, DropoutSite, Epilogue, MaskFunction, Op,
+};
 pub use plan::{Buffer, Place, Plan};
 pub use slot::{
     COLUMN_ALIGNMENT, Element, Extent, Extents, ParameterId, SLOT_ALIGNMENT, Slot, SlotId, Storage,

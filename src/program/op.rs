@@ -8,6 +8,7 @@ use super::slot::SlotId;
 pub use crate::ops::activation::Activation;
 pub use crate::ops::dropout::Dropout;
 pub use crate::ops::optimizer::AdamWForm;
+pub use crate::ops::weightmask::MaskFunction;
 
 /// How an operation uses a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -219,11 +220,25 @@ pub enum Op {
     },
     /// Zeroes the whole gradient block.
     ZeroGradients,
-    /// `norm [1, 2] = [‖gradients‖₂ over trained parameters, min(1, max_norm / (norm + 1e-6))]`.
-    ClipFactor { max_norm: f32, norm: SlotId },
-    /// One AdamW step of every trained parameter. `hyper [1, 7]` = learning rate, β₁, β₂, ε, weight decay
-    /// (matrices only), 1 − β₁^s, 1 − β₂^s; `norm` as [`Op::ClipFactor`] wrote it.
-    AdamW { form: AdamWForm, hyper: SlotId, norm: SlotId },
+    /// `norm [1, 2] = [‖gradients‖₂ over trained parameters, min(1, max_norm / (norm + 1e-6))]`; over the scores of
+    /// weight masks too where told so.
+    ClipFactor { max_norm: f32, scores: bool, norm: SlotId },
+    /// One AdamW step of every trained parameter (of a masked one the weights behind its mask), or of the scores in their
+    /// place. `hyper [1, 7]` = learning rate, β₁, β₂, ε, weight decay (matrices only, never scores), 1 − β₁^s,
+    /// 1 − β₂^s; `norm` as [`Op::ClipFactor`] wrote it.
+    AdamW { form: AdamWForm, scores: bool, hyper: SlotId, norm: SlotId },
+    /// Bits of the weights to keep: of each of M masked matrices (of all together where `global`) the largest scores, or
+    /// the largest |weights| with `magnitude`. `counts [M or 1]` says how many; with `threshold [1, 1]` those above it
+    /// are kept, but at least `counts`. `kept [1, M or 1]` receives how many were. Of equal scores the first are kept.
+    SelectMasks { magnitude: bool, global: bool, counts: SlotId, threshold: Option<SlotId>, kept: SlotId },
+    /// Masked parameters = underlying weights ⊙ mask; a weight whose bit is 0 becomes +0. `key` is the random key of a
+    /// noisy mask.
+    ApplyMasks { function: MaskFunction, key: Option<SlotId> },
+    /// Gradients of scores and underlying weights from those of the masked parameters, in place in the gradient block
+    /// where the weights are frozen. `penalty [1, 1]` is λ / M of the regulariser λ·mean over matrices of mean σ(S).
+    ScoreGradients { function: MaskFunction, key: Option<SlotId>, scores: bool, penalty: SlotId },
+    /// `out [1, M]`: mean of σ((S + shift) / temperature) over each masked matrix.
+    MeanSigmoid { shift: f32, temperature: f32, out: SlotId },
     /// `out [n, n] = |cos|` of the columns of `x [S, n]`; zero columns give 0.
     AbsoluteCosine { x: SlotId, out: SlotId },
     /// `out [n, n]_ij = max_k |D_ik − D_jk|` with `D = 1 − cosine`.
@@ -377,6 +392,13 @@ impl Op {
             Op::ZeroGradients => {}
             Op::ClipFactor { norm, .. } => all(Write, &[some(*norm)]),
             Op::AdamW { hyper, norm, .. } => all(Read, &[some(*hyper), some(*norm)]),
+            Op::SelectMasks { counts, threshold, kept, .. } => {
+                all(Read, &[some(*counts), *threshold]);
+                all(Write, &[some(*kept)]);
+            }
+            Op::ApplyMasks { key, .. } => all(Read, &[*key]),
+            Op::ScoreGradients { key, penalty, .. } => all(Read, &[*key, some(*penalty)]),
+            Op::MeanSigmoid { out, .. } => all(Write, &[some(*out)]),
             Op::AbsoluteCosine { x, out } => {
                 all(Read, &[some(*x)]);
                 all(Write, &[some(*out)]);
@@ -433,6 +455,10 @@ impl Op {
             Op::ZeroGradients => "zero_gradients",
             Op::ClipFactor { .. } => "clip_factor",
             Op::AdamW { .. } => "adamw",
+            Op::SelectMasks { .. } => "select_masks",
+            Op::ApplyMasks { .. } => "apply_masks",
+            Op::ScoreGradients { .. } => "score_gradients",
+            Op::MeanSigmoid { .. } => "mean_sigmoid",
             Op::AbsoluteCosine { .. } => "absolute_cosine",
             Op::ProfileDistance { .. } => "profile_distance",
             Op::DimensionMapping { .. } => "dimension_mapping",

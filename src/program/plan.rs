@@ -5,6 +5,7 @@
 //! step allocates nothing.
 
 use super::builder::Program;
+use super::layout::Parameter;
 use super::slot::{COLUMN_ALIGNMENT, Element, Extents, SLOT_ALIGNMENT, SlotId, Storage, leading_dimension};
 
 /// Which buffer a slot's elements are in.
@@ -12,7 +13,7 @@ use super::slot::{COLUMN_ALIGNMENT, Element, Extents, SLOT_ALIGNMENT, SlotId, St
 pub enum Buffer {
     /// The flat parameter block.
     Parameters,
-    /// The flat gradient block.
+    /// The flat gradient block, which begins with the first parameter that has a gradient.
     Gradients,
     /// Float inputs of this program.
     Inputs,
@@ -60,6 +61,7 @@ impl Plan {
         let lives = lives(program);
         let mut places = vec![Place { buffer: Buffer::Arena, offset: 0, ld: 1 }; program.slots.len()];
         let (mut inputs_len, mut ints_len) = (0, 0);
+        let gradients = program.layout.stretch(Parameter::differentiated);
         let mut arena: Vec<(SlotId, usize)> = Vec::new();
         for (id, slot) in program.slots() {
             let rows = capacity.of(slot.rows);
@@ -77,8 +79,8 @@ impl Plan {
                 }
                 (Element::Float, Storage::Gradient(parameter)) => {
                     let parameter = program.layout.get(parameter);
-                    *place =
-                        Place { buffer: Buffer::Gradients, offset: parameter.offset, ld: parameter.ld() };
+                    let offset = parameter.offset - gradients.start;
+                    *place = Place { buffer: Buffer::Gradients, offset, ld: parameter.ld() };
                 }
                 (Element::Float, Storage::Input) => {
                     let ld = row_stride(slot.cols);

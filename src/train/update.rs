@@ -22,8 +22,8 @@ impl Update {
         let hyper = builder.input("hyper", Extent::Fixed(1), 7);
         let norm = builder.temporary("norm", Extent::Fixed(1), 2);
         builder.keep(norm);
-        builder.emit(Op::ClipFactor { max_norm: max_gradient_norm, norm });
-        builder.emit(Op::AdamW { form, hyper, norm });
+        builder.emit(Op::ClipFactor { max_norm: max_gradient_norm, scores: false, norm });
+        builder.emit(Op::AdamW { form, scores: false, hyper, norm });
         Update { program: Arc::new(builder.finish()), hyper, norm }
     }
 }

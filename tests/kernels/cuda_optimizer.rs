@@ -151,7 +151,7 @@ proptest! {
         let mut device = TestDevice::new();
         let pieces = upload(&mut device, &parameters);
         let (gradients, norm) = (device.floats(&grad), device.output_floats(2));
-        device.run(|queue| cuda::clip_factor(queue, gradients, pieces, max_norm, norm));
+        device.run(|queue| cuda::clip_factor(queue, &[(gradients, pieces)], max_norm, norm));
         let found = device.read_floats(norm, 2);
         // The sum is in f64; storing rounds once.
         let bound = 1.01 * U;

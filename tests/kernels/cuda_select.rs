@@ -3,15 +3,16 @@
 use proptest::prelude::*;
 use secateur::launch::ElementType::{Bf16, F32};
 use secateur::launch::Pointer;
+use secateur::ops::select::cuda::Budget;
 use secateur::ops::{select, seminmf, weightmask};
 
 use crate::common::{Matrix, Random, Wide, assert_within};
-use crate::select::{by_sorting, scores};
+use crate::select::{Padded, by_sorting, by_sorting_together, scores};
 use crate::seminmf::{kernel_error, rows, update_error};
 use crate::support::device::TestDevice;
 
 /// Words of 64 bits from the device.
-fn read_words(device: &TestDevice, at: Pointer<u64>, len: usize) -> Vec<u64> {
+pub fn read_words(device: &TestDevice, at: Pointer<u64>, len: usize) -> Vec<u64> {
     let halves = device.read_floats(Pointer::new(at.address), 2 * len);
     halves.chunks(2).map(|half| u64::from(half[0].to_bits()) | u64::from(half[1].to_bits()) << 32).collect()
 }
@@ -30,8 +31,37 @@ proptest! {
         let mut device = TestDevice::new();
         let on_scores = device.floats(&scores);
         let keep = Pointer::<u64>::new(device.output_floats(2 * len.div_ceil(64)).address);
-        device.run(|queue| select::cuda::keep_largest(queue, on_scores, len, magnitude, count, keep));
+        let (counts, kept) = (device.ints(&[count as i32]), device.output_floats(1));
+        let budget = Budget { count: counts, threshold: Pointer::NULL, kept };
+        let matrix = select::cuda::Matrix::dense(on_scores, len, keep);
+        device.run(|queue| select::cuda::keep_largest(queue, &[matrix], magnitude, budget));
+        prop_assert_eq!(device.read_floats(kept, 1), vec![count.min(len) as f32]);
         prop_assert_eq!(read_words(&device, keep, len.div_ceil(64)), by_sorting(&scores, magnitude, count));
+    }
+
+    #[test]
+    fn matrices_with_padded_rows_share_one_budget_on_a_device(seed: u64, shapes in prop::collection::vec((0usize..40, 1usize..40), 0..4), levels in 0usize..4, magnitude: bool, share in 0.0f64..1.2, threshold in prop::option::of(-2.0f32..2.0)) {
+        let matrices = Padded::random(&mut Random(seed), &shapes, levels, true);
+        let total: usize = shapes.iter().map(|(rows, cols)| rows * cols).sum();
+        let count = (share * total as f64) as usize;
+        let above = threshold.map_or(0, |threshold| matrices.iter().map(|m| m.above(threshold)).sum());
+        let (exact, exact_kept) = by_sorting_together(&matrices, magnitude, count.max(above));
+        let mut device = TestDevice::new();
+        let on_device: Vec<select::cuda::Matrix> = matrices
+            .iter()
+            .map(|m| {
+                let values = m.values.len();
+                let keep = Pointer::<u64>::new(device.output_floats(2 * values.div_ceil(64)).address);
+                select::cuda::Matrix { scores: device.floats(&m.values), values, cols: m.cols, ld: m.ld, keep }
+            })
+            .collect();
+        let threshold = threshold.map(|threshold| device.floats(&[threshold])).unwrap_or(Pointer::NULL);
+        let budget = Budget { count: device.ints(&[count as i32]), threshold, kept: device.output_floats(1) };
+        device.run(|queue| select::cuda::keep_largest(queue, &on_device, magnitude, budget));
+        prop_assert_eq!(device.read_floats(budget.kept, 1), vec![exact_kept as f32]);
+        for (matrix, exact) in on_device.iter().zip(exact) {
+            prop_assert_eq!(read_words(&device, matrix.keep, exact.len()), exact);
+        }
     }
 
     #[test]

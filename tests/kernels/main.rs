@@ -26,3 +26,4 @@ mod rows;
 mod select;
 mod seminmf;
 mod similarity;
+mod weightmask;

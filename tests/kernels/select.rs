@@ -1,6 +1,7 @@
 //! Selection of the largest and packed masks: the same bits from the sort and from the digits, ties included.
 
 use proptest::prelude::*;
+use secateur::ops::select::Matrix;
 use secateur::ops::{select, weightmask};
 
 use crate::common::{Random, wide};
@@ -17,9 +18,52 @@ pub fn scores(random: &mut Random, len: usize, levels: usize, odd: bool) -> Vec<
         .collect()
 }
 
+/// A matrix whose rows are padded with values that would win if they were scores.
+pub struct Padded {
+    pub values: Vec<f32>,
+    pub cols: usize,
+    pub ld: usize,
+}
+
+impl Padded {
+    /// Matrices of these shapes, [`scores`] in them.
+    pub fn random(random: &mut Random, shapes: &[(usize, usize)], levels: usize, odd: bool) -> Vec<Padded> {
+        let matrix = |&(rows, cols): &(usize, usize)| {
+            let ld = cols.next_multiple_of(8);
+            let mut values = vec![f32::INFINITY; rows * ld];
+            for row in values.chunks_mut(ld) {
+                row[..cols].copy_from_slice(&scores(random, cols, levels, odd));
+            }
+            Padded { values, cols, ld }
+        };
+        shapes.iter().map(matrix).collect()
+    }
+
+    pub fn matrix<'a>(&'a self, keep: &'a mut [u64]) -> Matrix<'a, f32> {
+        Matrix { scores: &self.values, cols: self.cols, ld: self.ld, keep }
+    }
+
+    /// Scores above `threshold`.
+    pub fn above(&self, threshold: f32) -> usize {
+        let rows = self.values.chunks(self.ld);
+        rows.flat_map(|row| &row[..self.cols]).filter(|score| **score > threshold).count()
+    }
+}
+
+/// Words of each matrix, and how many are kept.
+pub fn by_sorting_together(matrices: &[Padded], magnitude: bool, count: usize) -> (Vec<Vec<u64>>, usize) {
+    let values: Vec<Vec<f64>> = matrices.iter().map(|m| wide(&m.values)).collect();
+    let mut words: Vec<Vec<u64>> = values.iter().map(|v| vec![u64::MAX; v.len().div_ceil(64)]).collect();
+    let all = matrices.iter().zip(&values).zip(&mut words);
+    let mut all: Vec<Matrix<f64>> =
+        all.map(|((m, scores), keep)| Matrix { scores, cols: m.cols, ld: m.ld, keep }).collect();
+    let kept = select::reference::keep_largest(&mut all, magnitude, count);
+    (words, kept)
+}
+
 pub fn by_sorting(scores: &[f32], magnitude: bool, count: usize) -> Vec<u64> {
     let mut keep = vec![u64::MAX; scores.len().div_ceil(64)];
-    select::reference::keep_largest(&wide(scores), magnitude, count, &mut keep);
+    select::reference::keep_largest(&mut [Matrix::dense(&wide(scores), &mut keep)], magnitude, count);
     keep
 }
 
@@ -31,9 +75,26 @@ proptest! {
         let scores = scores(&mut Random(seed), len, levels, odd);
         let count = (share * len as f64) as usize;
         let mut keep = vec![u64::MAX; len.div_ceil(64)];
-        select::cpu::keep_largest(&scores, magnitude, count, &mut keep);
+        let kept = select::cpu::keep_largest(&mut [Matrix::dense(&scores, &mut keep)], magnitude, count);
+        prop_assert_eq!(kept, count.min(len));
         prop_assert_eq!(keep.iter().map(|word| word.count_ones() as usize).sum::<usize>(), count.min(len));
         prop_assert_eq!(keep, by_sorting(&scores, magnitude, count));
+    }
+
+    #[test]
+    fn matrices_with_padded_rows_share_one_budget(seed: u64, shapes in prop::collection::vec((0usize..40, 1usize..40), 0..4), levels in 0usize..4, odd: bool, magnitude: bool, share in 0.0f64..1.2, threshold in -2.0f32..2.0) {
+        let matrices = Padded::random(&mut Random(seed), &shapes, levels, odd);
+        let total: usize = shapes.iter().map(|(rows, cols)| rows * cols).sum();
+        let count = (share * total as f64) as usize;
+        let (exact, kept) = by_sorting_together(&matrices, magnitude, count);
+        prop_assert_eq!(kept, count.min(total));
+        let mut words: Vec<Vec<u64>> = matrices.iter().map(|m| vec![u64::MAX; m.values.len().div_ceil(64)]).collect();
+        let mut ours: Vec<Matrix<f32>> = matrices.iter().zip(&mut words).map(|(m, keep)| m.matrix(keep)).collect();
+        prop_assert_eq!(select::cpu::keep_largest(&mut ours, magnitude, count), kept);
+        for (matrix, padded) in ours.iter().zip(&matrices) {
+            prop_assert_eq!(select::cpu::count_above(matrix, threshold), padded.above(threshold));
+        }
+        prop_assert_eq!(words, exact);
     }
 
     #[test]
@@ -57,6 +118,6 @@ proptest! {
 #[test]
 fn of_equal_scores_the_first_are_kept() {
     let mut keep = [0u64; 2];
-    select::cpu::keep_largest(&[0.02; 100], false, 70, &mut keep);
+    select::cpu::keep_largest(&mut [Matrix::dense(&[0.02; 100], &mut keep)], false, 70);
     assert_eq!(keep, [u64::MAX, (1 << 6) - 1]);
 }

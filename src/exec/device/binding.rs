@@ -1,14 +1,17 @@
 //! The slots of a prepared program as operands: addresses in device memory for one batch.
 
+use crate::exec::Block;
 use crate::launch::Grid;
-use crate::launch::{DropoutOperand, ElementType, Matrix, Pointer, Queue, int, kernels};
-use crate::program::{self, DropoutSite, Extents, Plan, Program, SlotId, Storage};
+use crate::launch::{Bf16, DropoutOperand, ElementType, Matrix, Pointer, Queue, int, kernels};
+use crate::program::{self, DropoutSite, Extents, Parameter, Plan, Program, SlotId, Storage};
 
 /// Where the buffers of a program are.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
-    /// Parameters, gradients, first and second moments.
-    pub blocks: [u64; 4],
+    /// The blocks, in their order.
+    pub blocks: [u64; Block::COUNT],
+    /// Bits of the weight masks.
+    pub masks: u64,
     /// The parameters rounded to bf16; 0 where products read f32.
     pub shadow: u64,
     /// Float inputs.
@@ -22,11 +25,12 @@ pub struct Addresses {
 impl Addresses {
     /// Stand-ins for measuring: nothing is allocated there, but everything is aligned as it will be.
     pub const MEASURING: Addresses = Addresses {
-        blocks: [1 << 41, 2 << 41, 3 << 41, 4 << 41],
-        shadow: 5 << 41,
-        inputs: 6 << 41,
-        ints: 7 << 41,
-        arena: 8 << 41,
+        blocks: [1 << 41, 2 << 41, 3 << 41, 4 << 41, 5 << 41, 6 << 41, 7 << 41, 8 << 41, 9 << 41],
+        masks: 10 << 41,
+        shadow: 11 << 41,
+        inputs: 12 << 41,
+        ints: 13 << 41,
+        arena: 14 << 41,
     };
 }
 
@@ -86,6 +90,39 @@ impl Binding<'_> {
     /// The dropout of a site under the key of this run.
     pub fn dropout(&self, site: &Option<DropoutSite>) -> Option<DropoutOperand> {
         site.map(|site| DropoutOperand::new(site.dropout, self.ints(site.key)))
+    }
+
+    /// Where element 0 of the layout would be in a block: kernels of the optimiser are given offsets within the layout, which
+    /// a block that spans a stretch only holds from its start on.
+    pub fn origin(&self, block: Block) -> Pointer<f32> {
+        let start = block.stretch(self.program.layout()).start as u64;
+        Pointer::new(self.addresses.blocks[block as usize].wrapping_sub(4 * start))
+    }
+
+    /// A parameter's elements in a block.
+    pub fn part(&self, block: Block, parameter: &Parameter) -> Pointer<f32> {
+        let start = block.stretch(self.program.layout()).start;
+        Pointer::new(self.addresses.blocks[block as usize]).offset(parameter.offset - start)
+    }
+
+    /// A parameter's elements in the bf16 copy of the parameters; null where there is none.
+    pub fn shadow(&self, parameter: &Parameter) -> Pointer<Bf16> {
+        match self.addresses.shadow {
+            0 => Pointer::NULL,
+            shadow => Pointer::new(shadow).offset(parameter.offset),
+        }
+    }
+
+    /// The masked matrices, each with the number of its first element in the masked stretch.
+    pub fn masked(&self) -> impl Iterator<Item = (&Parameter, usize)> {
+        let layout = self.program.layout();
+        let start = Block::Scores.stretch(layout).start;
+        layout.masked().map(move |parameter| (parameter, parameter.offset - start))
+    }
+
+    /// The words of a masked matrix, by the number of its first element.
+    pub fn bits(&self, first: usize) -> Pointer<u64> {
+        Pointer::new(self.addresses.masks).offset(first / 64)
     }
 
     /// A factor of a product: as it is, or rounded to bf16 where products read bf16. Parameters have a rounded copy,

@@ -2,17 +2,18 @@
 //! compile.
 
 use super::binding::{Binding, converted};
+use super::pieces::Tables;
 use crate::exec::Block;
-use crate::launch::{ElementType, Matrix, Pointer, Queue};
-use crate::ops::optimizer::cuda::{Blocks, Pieces};
+use crate::launch::{ElementType, Matrix, Pointer, Queue, or_null};
+use crate::ops::optimizer::cuda::Blocks;
 use crate::ops::{
     activation, attention, bias, dropout, embed, gather, gemm, loss, mapping, norm, optimizer, reduce,
-    seminmf, similarity,
+    select, seminmf, similarity, weightmask,
 };
-use crate::program::Op;
+use crate::program::{MaskFunction, Op};
 
 /// Queues the launches of one operation.
-pub fn dispatch(op: &Op, bind: &Binding<'_>, pieces: Pieces, queue: &mut Queue) {
+pub fn dispatch(op: &Op, bind: &Binding<'_>, tables: Tables, queue: &mut Queue) {
     let matrix = |slot| bind.matrix(slot);
     let vector = |slot| bind.vector(slot);
     let ints = |slot| bind.ints(slot);
@@ -251,24 +252,111 @@ pub fn dispatch(op: &Op, bind: &Binding<'_>, pieces: Pieces, queue: &mut Queue) 
             );
         }
         Op::ZeroGradients => {
-            let bytes = bind.program.layout().block_len() * 4;
+            let bytes = Block::Gradients.stretch(bind.program.layout()).len() * 4;
             queue.fill_zero(bind.addresses.blocks[Block::Gradients as usize], bytes);
         }
-        Op::ClipFactor { max_norm, norm } => {
-            let gradients = Pointer::new(bind.addresses.blocks[Block::Gradients as usize]);
-            optimizer::cuda::clip_factor(queue, gradients, pieces, *max_norm, vector(*norm));
+        Op::ClipFactor { max_norm, scores, norm } => {
+            let gradients = bind.origin(Block::Gradients);
+            let of_scores = bind.origin(Block::of_score_gradients(bind.program.layout()));
+            let mut parts = vec![(gradients, tables.plain), (gradients, tables.weights)];
+            parts.extend(scores.then_some((of_scores, tables.scores)));
+            optimizer::cuda::clip_factor(queue, &parts, *max_norm, vector(*norm));
         }
-        Op::AdamW { form, hyper, norm } => {
-            let block = |block: Block| Pointer::new(bind.addresses.blocks[block as usize]);
-            let blocks = Blocks {
-                parameters: block(Block::Parameters),
-                gradients: block(Block::Gradients),
-                first_moment: block(Block::FirstMoment),
-                second_moment: block(Block::SecondMoment),
-                copy: Pointer::new(bind.addresses.shadow),
-                keep: Pointer::NULL,
+        Op::AdamW { form, scores, hyper, norm } => {
+            let mut update = |blocks: [Block; 4], copy, pieces| {
+                let [parameters, gradients, first_moment, second_moment] =
+                    blocks.map(|block| bind.origin(block));
+                let keep = Pointer::NULL;
+                let blocks = Blocks { parameters, gradients, first_moment, second_moment, copy, keep };
+                optimizer::cuda::adamw(queue, blocks, pieces, *form, vector(*hyper), vector(*norm));
             };
-            optimizer::cuda::adamw(queue, blocks, pieces, *form, vector(*hyper), vector(*norm));
+            if *scores {
+                let gradients = Block::of_score_gradients(bind.program.layout());
+                let blocks = [Block::Scores, gradients, Block::ScoreFirstMoment, Block::ScoreSecondMoment];
+                update(blocks, Pointer::NULL, tables.scores);
+            } else {
+                let rest = [Block::Gradients, Block::FirstMoment, Block::SecondMoment];
+                let of = |values| [values, rest[0], rest[1], rest[2]];
+                let copy = Pointer::new(bind.addresses.shadow);
+                update(of(Block::Parameters), copy, tables.plain);
+                update(of(Block::Weights), Pointer::NULL, tables.weights);
+            }
+        }
+        Op::SelectMasks { magnitude, global, counts, threshold, kept } => {
+            let source = if *magnitude { Block::Weights } else { Block::Scores };
+            let matrices: Vec<_> = bind
+                .masked()
+                .map(|(parameter, first)| select::cuda::Matrix {
+                    scores: bind.part(source, parameter),
+                    values: parameter.span(),
+                    cols: parameter.cols,
+                    ld: parameter.ld(),
+                    keep: bind.bits(first),
+                })
+                .collect();
+            let size = if *global { matrices.len().max(1) } else { 1 };
+            for (number, group) in matrices.chunks(size).enumerate() {
+                let budget = select::cuda::Budget {
+                    count: ints(*counts).offset(number),
+                    threshold: or_null(threshold.map(vector)),
+                    kept: vector(*kept).offset(number),
+                };
+                select::cuda::keep_largest(queue, group, *magnitude, budget);
+            }
+        }
+        Op::ApplyMasks { function, key } => {
+            for (parameter, first) in bind.masked() {
+                let weights = bind.part(Block::Weights, parameter);
+                let (out, copy) = (bind.part(Block::Parameters, parameter), bind.shadow(parameter));
+                let length = parameter.span();
+                match function {
+                    MaskFunction::Bits => {
+                        weightmask::cuda::apply(queue, weights, bind.bits(first), length, out, copy);
+                    }
+                    MaskFunction::HardConcrete => {
+                        let scores = bind.part(Block::Scores, parameter);
+                        let matrix = weightmask::cuda::Scored { weights, scores, length, first };
+                        let key = or_null(key.map(ints));
+                        weightmask::cuda::apply_hard_concrete(queue, matrix, key, out, copy);
+                    }
+                }
+            }
+        }
+        Op::ScoreGradients { function, key, scores, penalty } => {
+            let of_scores = Block::of_score_gradients(bind.program.layout());
+            for (parameter, first) in bind.masked() {
+                let part = |block| bind.part(block, parameter);
+                let either = |block| if *scores { part(block) } else { Pointer::NULL };
+                let matrix = weightmask::cuda::Scored {
+                    weights: part(Block::Weights),
+                    scores: either(Block::Scores),
+                    length: parameter.span(),
+                    first,
+                };
+                let how = weightmask::cuda::ScoreGradients {
+                    keep: if *function == MaskFunction::Bits { bind.bits(first) } else { Pointer::NULL },
+                    key: or_null(key.map(ints)),
+                    penalty: vector(*penalty),
+                    share: 1.0 / parameter.len().max(1) as f32,
+                    gradients: part(Block::Gradients),
+                    of_scores: either(of_scores),
+                    trained: parameter.trainable,
+                };
+                weightmask::cuda::score_gradients(queue, matrix, how);
+            }
+        }
+        Op::MeanSigmoid { shift, temperature, out } => {
+            for (number, (parameter, _)) in bind.masked().enumerate() {
+                weightmask::cuda::mean_sigmoid(
+                    queue,
+                    bind.part(Block::Scores, parameter),
+                    parameter.span(),
+                    parameter.len(),
+                    *shift,
+                    *temperature,
+                    vector(*out).offset(number),
+                );
+            }
         }
         Op::AbsoluteCosine { x, out } => {
             let x = in_f32(queue, matrix(*x));

@@ -1,7 +1,6 @@
 //! Device memory of an executor, and whether a program fits it.
 
 use crate::error::{Error, Result};
-use crate::exec::Block;
 use crate::launch::Device;
 use crate::ops::attention::cuda::MAX_HEAD_DIM;
 use crate::program::{self, Element, Extents, Op, Program};
@@ -65,24 +64,6 @@ pub fn check(device: &impl Device, what: &str, sizes: &[usize]) -> Result<()> {
         }),
         _ => Ok(()),
     }
-}
-
-/// Blocks beyond the parameters that a program touches.
-pub fn blocks_of(program: &Program) -> Vec<Block> {
-    let mut blocks = Vec::new();
-    let gradients = |(_, slot): (_, &program::Slot)| matches!(slot.storage, program::Storage::Gradient(_));
-    let ops = || program.ops().iter();
-    let adamw = ops().any(|op| matches!(op, Op::AdamW { .. }));
-    if adamw
-        || program.slots().any(gradients)
-        || ops().any(|op| matches!(op, Op::ZeroGradients | Op::ClipFactor { .. }))
-    {
-        blocks.push(Block::Gradients);
-    }
-    if adamw {
-        blocks.extend([Block::FirstMoment, Block::SecondMoment]);
-    }
-    blocks
 }
 
 /// Size of the heads of an attention operation that are larger than the kernels hold.

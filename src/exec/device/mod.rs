@@ -7,6 +7,7 @@
 mod binding;
 mod dispatch;
 mod memory;
+mod pieces;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -19,12 +20,11 @@ use half::bf16;
 
 use self::binding::{Addresses, Binding};
 use self::memory::{Memory, Needs};
-use super::{Block, Executor, ProgramId};
+use self::pieces::PieceTables;
+use super::{Block, Executor, ProgramId, blocks_of, check_mask_words, mask_words};
 use crate::error::{Error, Result};
-use crate::launch::Pointer;
 use crate::launch::{Device, ElementType, Matrix, Precision, Queue, Recording, Step};
 use crate::ops::attention::cuda::MAX_HEAD_DIM;
-use crate::ops::optimizer::cuda::{PieceTable, Pieces};
 use crate::program::{Element, Extents, ParameterLayout, Plan, Program, SlotId, Storage};
 
 struct Prepared {
@@ -41,14 +41,14 @@ pub struct DeviceExecutor<D: Device> {
     kind: &'static str,
     precision: Precision,
     layout: Arc<ParameterLayout>,
-    blocks: [Memory; 4],
+    blocks: [Memory; Block::COUNT],
+    /// Bits of the weight masks.
+    masks: Memory,
     /// The parameters in bf16, for products.
     shadow: Memory,
     shadow_is_stale: bool,
     /// Trained ranges, as the optimiser takes them.
-    pieces: PieceTable,
-    piece_starts: Memory,
-    piece_lengths: Memory,
+    pieces: PieceTables,
     arena: Memory,
     scratch: Memory,
     programs: Vec<Prepared>,
@@ -68,10 +68,9 @@ impl<D: Device> DeviceExecutor<D> {
         layout: Arc<ParameterLayout>,
         precision: Precision,
     ) -> Result<DeviceExecutor<D>> {
-        let trained = layout.iter().map(|(_, p)| p).filter(|p| p.trainable);
-        let pieces = PieceTable::new(trained.map(|p| (p.offset..p.offset + p.span(), p.vector)));
+        let pieces = PieceTables::new(&layout);
         let limits = device.limits();
-        let mut blocks = [Memory::NONE; 4];
+        let mut blocks = [Memory::NONE; Block::COUNT];
         let len = layout.block_len();
         memory::check(
             &device,
@@ -93,9 +92,8 @@ impl<D: Device> DeviceExecutor<D> {
             blocks,
             shadow,
             shadow_is_stale: true,
+            masks: Memory::NONE,
             pieces,
-            piece_starts: Memory::NONE,
-            piece_lengths: Memory::NONE,
             arena: Memory::NONE,
             scratch: Memory::NONE,
             programs: Vec::new(),
@@ -105,17 +103,13 @@ impl<D: Device> DeviceExecutor<D> {
 
     fn addresses(&self, prepared: &Prepared) -> Addresses {
         Addresses {
-            blocks: [0, 1, 2, 3].map(|i: usize| self.blocks[i].address),
+            blocks: self.blocks.map(|block| block.address),
+            masks: self.masks.address,
             shadow: self.shadow.address,
             inputs: prepared.inputs.address,
             ints: prepared.ints.address,
             arena: self.arena.address,
         }
-    }
-
-    fn device_pieces(&self) -> Pieces {
-        let (starts, lengths) = (self.piece_starts.address, self.piece_lengths.address);
-        self.pieces.on_device(Pointer::new(starts), Pointer::new(lengths))
     }
 
     /// What a program needs at `capacity`: its plan, scratch, and the sources it launches from.
@@ -132,7 +126,7 @@ impl<D: Device> DeviceExecutor<D> {
             addresses.shadow = 0;
         }
         let binding = Binding { program, plan: &plan, types, extents: &capacity, addresses };
-        let pieces = self.pieces.on_device(Pointer::new(1 << 45), Pointer::new(1 << 46));
+        let pieces = self.pieces.measuring();
         for op in program.ops() {
             dispatch::dispatch(op, &binding, pieces, &mut queue);
             queue.end_operation();
@@ -150,15 +144,16 @@ impl<D: Device> DeviceExecutor<D> {
         (plan, queue.scratch_peak(), modules)
     }
 
-    fn needs(&self, plan: &Plan, scratch: usize, blocks: &[Block]) -> Needs {
+    fn needs(&self, plan: &Plan, scratch: usize, blocks: &[Block], bits: bool) -> Needs {
+        let missing = blocks.iter().filter(|&&block| self.blocks[block as usize].bytes == 0);
+        let floats: usize = missing.map(|block| block.stretch(&self.layout).len()).sum();
+        let words = if bits && self.masks.bytes == 0 { mask_words(&self.layout) } else { 0 };
         Needs {
             arena: plan.arena_len * 4,
             scratch,
             inputs: plan.inputs_len * 4,
             ints: plan.ints_len * 4,
-            blocks: blocks.iter().filter(|&&block| self.blocks[block as usize].bytes == 0).count()
-                * self.layout.block_len()
-                * 4,
+            blocks: 4 * floats + 8 * words,
         }
     }
 
@@ -178,7 +173,7 @@ impl<D: Device> DeviceExecutor<D> {
         types: &[ElementType],
         capacity: Extents,
         needs: &Needs,
-        blocks: &[Block],
+        (blocks, bits): (&[Block], bool),
     ) -> Result<()> {
         let Some(free) = self.device.free_bytes()? else { return Ok(()) };
         let usable = memory::usable(free);
@@ -195,7 +190,7 @@ impl<D: Device> DeviceExecutor<D> {
                 ..capacity
             };
             let (plan, scratch, _) = self.measure(program, types, smaller);
-            self.beyond(&self.needs(&plan, scratch, blocks)) <= usable
+            self.beyond(&self.needs(&plan, scratch, blocks, bits)) <= usable
         };
         let (mut low, mut high) = (0, capacity.tokens);
         while high - low > 1 {
@@ -217,10 +212,19 @@ impl<D: Device> DeviceExecutor<D> {
 
     fn ensure_block(&mut self, block: Block) -> Result<()> {
         let memory = &mut self.blocks[block as usize];
-        let bytes = self.layout.block_len() * 4;
+        let bytes = block.stretch(&self.layout).len() * 4;
         if memory.bytes == 0 && bytes > 0 {
             memory.grow(&mut self.device, bytes, &format!("{block:?}"))?;
             self.device.fill(memory.address, 0, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn ensure_masks(&mut self) -> Result<()> {
+        let bytes = 8 * mask_words(&self.layout);
+        if self.masks.bytes == 0 && bytes > 0 {
+            self.masks.grow(&mut self.device, bytes, "bits of the weight masks")?;
+            self.device.fill(self.masks.address, 0, bytes)?;
         }
         Ok(())
     }
@@ -258,7 +262,7 @@ impl<D: Device> DeviceExecutor<D> {
             extents,
             addresses: self.addresses(prepared),
         };
-        let pieces = self.device_pieces();
+        let pieces = self.pieces.on_device();
         self.queue.clear();
         for op in &prepared.program.ops()[range] {
             dispatch::dispatch(op, &binding, pieces, &mut self.queue);
@@ -377,22 +381,19 @@ impl<D: Device> Executor for DeviceExecutor<D> {
         }
         let types = types::assign(&program, self.precision);
         let (plan, scratch, modules) = self.measure(&program, &types, capacity);
-        let blocks = memory::blocks_of(&program);
-        let needs = self.needs(&plan, scratch, &blocks);
-        self.check_memory(&program, &types, capacity, &needs, &blocks)?;
+        let (blocks, bits) = blocks_of(&program);
+        let needs = self.needs(&plan, scratch, &blocks, bits);
+        self.check_memory(&program, &types, capacity, &needs, (&blocks, bits))?;
         self.device.load(&modules)?;
         // Memory may move.
         self.forget_recordings()?;
         for block in blocks {
             self.ensure_block(block)?;
         }
-        if self.piece_starts.bytes == 0 && !self.pieces.starts.is_empty() {
-            let (starts, lengths) = (&self.pieces.starts, &self.pieces.lengths);
-            self.piece_starts.grow(&mut self.device, starts.len() * 8, "optimiser pieces")?;
-            self.piece_lengths.grow(&mut self.device, lengths.len() * 4, "optimiser pieces")?;
-            self.device.upload(self.piece_starts.address, bytemuck::cast_slice(starts))?;
-            self.device.upload(self.piece_lengths.address, bytemuck::cast_slice(lengths))?;
+        if bits {
+            self.ensure_masks()?;
         }
+        self.pieces.upload(&mut self.device)?;
         self.arena.grow(&mut self.device, needs.arena, "arena")?;
         self.scratch.grow(&mut self.device, needs.scratch, "scratch")?;
         let limits = self.device.limits();
@@ -416,8 +417,14 @@ impl<D: Device> Executor for DeviceExecutor<D> {
 
     fn allocated_bytes(&self) -> usize {
         let programs = self.programs.iter().flat_map(|p| [&p.inputs, &p.ints]);
-        let own = [&self.shadow, &self.piece_starts, &self.piece_lengths, &self.arena, &self.scratch];
-        self.blocks.iter().chain(own).chain(programs).map(|memory| memory.bytes).sum()
+        let own = [&self.shadow, &self.masks, &self.arena, &self.scratch];
+        self.blocks
+            .iter()
+            .chain(own)
+            .chain(self.pieces.memory())
+            .chain(programs)
+            .map(|memory| memory.bytes)
+            .sum()
     }
 
     fn write(&mut self, id: ProgramId, slot: SlotId, data: &[f32]) -> Result<()> {
@@ -511,7 +518,7 @@ impl<D: Device> Executor for DeviceExecutor<D> {
     }
 
     fn write_block(&mut self, block: Block, data: &[f32]) -> Result<()> {
-        let expected = self.layout.block_len();
+        let expected = block.stretch(&self.layout).len();
         if data.len() != expected {
             let message = format!("{} values for a block of {expected}", data.len());
             return Err(Error::shape(format!("{block:?}"), message));
@@ -519,6 +526,18 @@ impl<D: Device> Executor for DeviceExecutor<D> {
         self.ensure_block(block)?;
         self.shadow_is_stale |= block == Block::Parameters;
         self.device.upload(self.blocks[block as usize].address, bytemuck::cast_slice(data))
+    }
+
+    fn read_masks(&self) -> Result<Vec<u64>> {
+        let mut words = vec![0u64; self.masks.bytes / 8];
+        self.device.download(self.masks.address, bytemuck::cast_slice_mut(&mut words))?;
+        Ok(words)
+    }
+
+    fn write_masks(&mut self, words: &[u64]) -> Result<()> {
+        check_mask_words(words.len(), mask_words(&self.layout))?;
+        self.ensure_masks()?;
+        self.device.upload(self.masks.address, bytemuck::cast_slice(words))
     }
 
     fn poison(&mut self) -> Result<()> {

@@ -83,6 +83,10 @@ fn constraints(program: &Program, op: &Op) -> (Vec<SlotId>, Vec<SlotId>) {
         | Op::ZeroGradients
         | Op::ClipFactor { .. }
         | Op::AdamW { .. }
+        | Op::SelectMasks { .. }
+        | Op::ApplyMasks { .. }
+        | Op::ScoreGradients { .. }
+        | Op::MeanSigmoid { .. }
         | Op::ProfileDistance { .. }
         | Op::DimensionMapping { .. }
         | Op::SemiNmfStart { .. }

@@ -80,20 +80,17 @@ pub struct Blocks {
     pub keep: Pointer<u64>,
 }
 
-/// `norm [2]` = √Σ g² over the pieces of the block `gradients`, and the factor that clips it to `max_norm`.
-pub fn clip_factor(
-    queue: &mut Queue,
-    gradients: Pointer<f32>,
-    pieces: Pieces,
-    max_norm: f32,
-    norm: Pointer<f32>,
-) {
-    let sums = queue.scratch::<f64>(pieces.count);
-    if pieces.count > 0 {
+/// `norm [2]` = √Σ g² over the pieces of each block of gradients, and the factor that clips it to `max_norm`.
+pub fn clip_factor(queue: &mut Queue, blocks: &[(Pointer<f32>, Pieces)], max_norm: f32, norm: Pointer<f32>) {
+    let count = blocks.iter().map(|(_, pieces)| pieces.count).sum();
+    let sums = queue.scratch::<f64>(count);
+    let mut first = 0;
+    for &(gradients, pieces) in blocks.iter().filter(|(_, pieces)| pieces.count > 0) {
         let grid = Grid::linear(pieces.count, 256);
-        queue.push(kernels::squares(grid, gradients, pieces.starts, pieces.lengths, sums));
+        queue.push(kernels::squares(grid, gradients, pieces.starts, pieces.lengths, sums.offset(first)));
+        first += pieces.count;
     }
-    queue.push(kernels::clip_factor(Grid::linear(1, 1024), sums, int(pieces.count), max_norm, norm));
+    queue.push(kernels::clip_factor(Grid::linear(1, 1024), sums, int(count), max_norm, norm));
 }
 
 /// One step on every piece; `hyper [7]` = learning rate, β₁, β₂, ε, weight decay, 1 − β₁ᵗ, 1 − β₂ᵗ, and `norm [2]` as

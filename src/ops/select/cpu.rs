@@ -2,44 +2,82 @@
 
 use rayon::prelude::*;
 
-use super::key;
+use super::{Matrix, is_real, key};
 
 /// Scores of one piece of work: whole words of the bit set.
 const PIECE: usize = 64 * 1024;
-/// Bits of a digit: its counters fill 256 KB, a second-level cache.
+/// Bits of a digit: its counters fill 512 KB, a second-level cache.
 const DIGIT: u32 = 16;
 
+/// A part of a matrix.
+struct Piece<'a> {
+    scores: &'a [f32],
+    /// Number of the first score within its matrix.
+    first: usize,
+    cols: usize,
+    ld: usize,
+}
+
+impl Piece<'_> {
+    /// Calls `f` with every key.
+    fn keys(&self, magnitude: bool, mut f: impl FnMut(u32)) {
+        if self.cols == self.ld {
+            return self.scores.iter().for_each(|&score| f(key(score, magnitude)));
+        }
+        for (i, &score) in self.scores.iter().enumerate() {
+            if is_real(self.first + i, self.cols, self.ld) {
+                f(key(score, magnitude));
+            }
+        }
+    }
+}
+
+/// The pieces of all matrices, in order.
+fn pieces<'a>(matrices: &[Matrix<'a, f32>]) -> Vec<Piece<'a>> {
+    let of_matrix = |matrix: &Matrix<'a, f32>| {
+        let (cols, ld) = (matrix.cols, matrix.ld);
+        let cut = matrix.scores.chunks(PIECE).enumerate();
+        cut.map(move |(i, scores)| Piece { scores, first: i * PIECE, cols, ld }).collect::<Vec<_>>()
+    };
+    matrices.iter().flat_map(of_matrix).collect()
+}
+
 /// How many keys agree with `prefix` above `shift + 16`, for each value of the 16 bits from `shift` on.
-fn histogram(scores: &[f32], magnitude: bool, prefix: u32, shift: u32) -> Vec<usize> {
+fn histogram(pieces: &[Piece], magnitude: bool, prefix: u32, shift: u32) -> Vec<usize> {
     let agrees = |key: u32| shift + DIGIT == 32 || key >> (shift + DIGIT) == prefix >> (shift + DIGIT);
     let zeros = || vec![0usize; 1 << DIGIT];
     // Integers: the order of addition does not matter.
-    let count = |mut counts: Vec<usize>, piece: &[f32]| {
-        for &score in piece {
-            let key = key(score, magnitude);
+    let count = |mut counts: Vec<usize>, piece: &Piece| {
+        piece.keys(magnitude, |key| {
             if agrees(key) {
                 counts[(key >> shift & ((1 << DIGIT) - 1)) as usize] += 1;
             }
-        }
+        });
         counts
     };
     let sum = |mut a: Vec<usize>, b: Vec<usize>| {
         a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         a
     };
-    scores.par_chunks(PIECE).fold(zeros, count).reduce(zeros, sum)
+    pieces.par_iter().fold(zeros, count).reduce(zeros, sum)
 }
 
-/// Sets in `keep` the bits of the `count` largest of `scores`.
-pub fn keep_largest(scores: &[f32], magnitude: bool, count: usize, keep: &mut [u64]) {
-    assert_eq!(keep.len(), scores.len().div_ceil(64));
-    // The key of the last one kept, and how many of the scores with this key are.
-    let (mut threshold, mut remaining) = (0u32, count.min(scores.len()));
-    if remaining == 0 {
-        return keep.fill(0);
+/// Sets in `keep` the bits of the `count` largest scores of all `matrices` together; returns how many.
+pub fn keep_largest(matrices: &mut [Matrix<f32>], magnitude: bool, count: usize) -> usize {
+    for matrix in matrices.iter() {
+        assert_eq!(matrix.keep.len(), matrix.scores.len().div_ceil(64));
     }
+    let total: usize = matrices.iter().map(Matrix::len).sum();
+    let count = count.min(total);
+    if count == 0 {
+        matrices.iter_mut().for_each(|matrix| matrix.keep.fill(0));
+        return 0;
+    }
+    let pieces = pieces(matrices);
+    // The key of the last one kept, and how many of the scores with this key are.
+    let (mut threshold, mut remaining) = (0u32, count);
     for shift in [DIGIT, 0] {
-        let counts = histogram(scores, magnitude, threshold, shift);
+        let counts = histogram(&pieces, magnitude, threshold, shift);
         let mut digit = counts.len() - 1;
         while counts[digit] < remaining {
             remaining -= counts[digit];
@@ -47,20 +85,36 @@ pub fn keep_largest(scores: &[f32], magnitude: bool, count: usize, keep: &mut [u
         }
         threshold |= (digit as u32) << shift;
     }
-    let equal = |piece: &[f32]| piece.iter().filter(|&&score| key(score, magnitude) == threshold).count();
-    let equals: Vec<usize> = scores.par_chunks(PIECE).map(equal).collect();
-    let before: Vec<usize> =
-        equals.iter().scan(0, |seen, n| Some(std::mem::replace(seen, *seen + n))).collect();
-    let pieces = scores.par_chunks(PIECE).zip(keep.par_chunks_mut(PIECE / 64)).zip(before);
-    pieces.for_each(|((scores, keep), mut rank)| {
-        for (word, scores) in keep.iter_mut().zip(scores.chunks(64)) {
+    let equal = |piece: &Piece| {
+        let mut equal = 0;
+        piece.keys(magnitude, |key| equal += usize::from(key == threshold));
+        equal
+    };
+    let equals: Vec<usize> = pieces.par_iter().map(equal).collect();
+    let before = equals.iter().scan(0, |seen, n| Some(std::mem::replace(seen, *seen + n)));
+    let words = matrices.iter_mut().flat_map(|matrix| matrix.keep.chunks_mut(PIECE / 64));
+    let work: Vec<_> = pieces.iter().zip(words).zip(before).collect();
+    work.into_par_iter().for_each(|((piece, keep), mut rank)| {
+        for (number, (word, scores)) in keep.iter_mut().zip(piece.scores.chunks(64)).enumerate() {
             *word = 0;
             for (bit, &score) in scores.iter().enumerate() {
+                let real = is_real(piece.first + 64 * number + bit, piece.cols, piece.ld);
                 let key = key(score, magnitude);
-                let kept = key > threshold || key == threshold && rank < remaining;
-                rank += usize::from(key == threshold);
+                let equal = real && key == threshold;
+                let kept = real && key > threshold || equal && rank < remaining;
+                rank += usize::from(equal);
                 *word |= u64::from(kept) << bit;
             }
         }
     });
+    count
+}
+
+/// How many scores are above `threshold`.
+pub fn count_above(matrix: &Matrix<f32>, threshold: f32) -> usize {
+    let above = |piece: &Piece| {
+        let real = |i: &usize| is_real(piece.first + i, piece.cols, piece.ld);
+        (0..piece.scores.len()).filter(real).filter(|&i| piece.scores[i] > threshold).count()
+    };
+    pieces(std::slice::from_ref(matrix)).par_iter().map(above).sum()
 }
