@@ -15,6 +15,7 @@ pub mod dump;
 pub mod error;
 pub mod eval;
 pub mod exec;
+pub mod export;
 pub mod launch;
 pub mod memory;
 pub mod model;

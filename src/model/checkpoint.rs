@@ -10,7 +10,8 @@ use std::path::Path;
 use super::config::ModelConfig;
 use super::heads::Head;
 use super::parameters::linear_ids;
-use super::weights::{self, Rows, TensorFiles};
+use super::stored::{Rows, Saved, StoredType};
+use super::weights::{self, TensorFiles};
 use super::{Architecture, HeadParameters, Model, names};
 use crate::error::{Error, Result};
 use crate::program::{Parameter, ParameterId};
@@ -75,29 +76,61 @@ impl Model {
 
     /// Saves `config.json` and `model.safetensors`, each under a temporary name first. The directory is created.
     pub fn save(&self, directory: &Path) -> Result<()> {
+        self.save_as(directory, StoredType::F32)
+    }
+
+    /// [`Model::save`] in another type. Fails, before anything is written, on a value that the type cannot hold.
+    pub fn save_as(&self, directory: &Path, stored: StoredType) -> Result<()> {
+        self.check_storable(stored)?;
         std::fs::create_dir_all(directory).map_err(Error::io(directory, "creating"))?;
-        let Architecture { config, head, layout, .. } = &self.architecture;
-        let tensors: Vec<(String, Rows)> = layout
-            .iter()
-            .map(|(_, parameter)| (parameter.name.clone(), rows(parameter, &self.values)))
-            .collect();
-        weights::write(&directory.join("model.safetensors"), &tensors)?;
+        let rows = |parameter| Saved::Rows(self.stored_rows(parameter, stored));
+        let tensors: Vec<(String, Saved)> =
+            self.layout().iter().map(|(_, parameter)| (parameter.name.clone(), rows(parameter))).collect();
+        weights::write(&directory.join("model.safetensors"), &tensors, ("format", "pt"))?;
+        self.save_config(directory, stored)
+    }
+
+    /// Saves `config.json` alone.
+    pub(super) fn save_config(&self, directory: &Path, stored: StoredType) -> Result<()> {
+        let Architecture { config, head, .. } = &self.architecture;
         let path = directory.join("config.json");
-        let mut text = serde_json::to_string_pretty(&config.to_json(*head))
-            .map_err(|error| Error::format(&path, error.to_string()))?;
+        let mut map = config.to_json(*head);
+        map.insert("torch_dtype".into(), stored.torch_name().into());
+        let mut text =
+            serde_json::to_string_pretty(&map).map_err(|error| Error::format(&path, error.to_string()))?;
         text.push('\n');
         weights::atomically(&path, |temporary| {
             std::fs::write(temporary, text).map_err(Error::io(temporary, "writing"))
         })
     }
-}
 
-fn rows<'a>(parameter: &Parameter, values: &'a [f32]) -> Rows<'a> {
-    Rows {
-        values: &values[parameter.offset..parameter.offset + parameter.span()],
-        shape: stored_shape(parameter),
-        cols: parameter.cols,
-        ld: parameter.ld(),
+    /// Fails on the first value that is finite and would not be as `stored`.
+    pub(super) fn check_storable(&self, stored: StoredType) -> Result<()> {
+        if stored == StoredType::F32 {
+            return Ok(());
+        }
+        for (_, parameter) in self.layout().iter() {
+            for (row, values) in self.rows_of(parameter).enumerate() {
+                if let Some(col) = values.iter().position(|value| !stored.rounded(*value).is_finite()) {
+                    return Err(Error::NotFinite {
+                        what: format!("tensor {} in {}", parameter.name, stored.torch_name()),
+                        value: f64::from(values[col]),
+                        place: format!("at row {row}, column {col}: too large for this type"),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn stored_rows(&self, parameter: &Parameter, stored: StoredType) -> Rows<'_> {
+        Rows {
+            values: &self.values[parameter.offset..parameter.offset + parameter.span()],
+            shape: stored_shape(parameter),
+            cols: parameter.cols,
+            ld: parameter.ld(),
+            stored,
+        }
     }
 }
 

@@ -19,8 +19,11 @@ mod initialise;
 pub mod masks;
 mod names;
 mod opt;
+mod packed_bits;
 pub mod parameters;
 mod roberta;
+mod sparse;
+mod stored;
 mod weight_masks;
 pub mod weights;
 
@@ -35,7 +38,10 @@ pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, Samp
 pub use self::heads::{Head, HeadParameters};
 pub use self::hub::resolve;
 pub use self::masks::{LayerWidths, UnitMasks};
+pub use self::packed_bits::stray_bits;
 use self::parameters::{Declare, Parameters};
+pub use self::sparse::SparseSize;
+pub use self::stored::StoredType;
 pub use self::weight_masks::{LayerMatrix, MatrixKind, WeightMask, WeightMasks};
 use crate::error::Result;
 use crate::program::ParameterLayout;

@@ -4,16 +4,16 @@
 //! sizes against shape and type, with overflow checks. Values are converted to f32 as they are copied to their
 //! place; a value that is not finite is an error that says where it is.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::Dtype;
-use safetensors::tensor::View;
 use serde_json::{Map, Value};
 
+use super::sparse;
+use super::stored::{self, Saved};
 use crate::error::{Error, Result};
 
 /// Largest header accepted, in bytes (the format's own limit).
@@ -40,6 +40,20 @@ pub struct Tensor {
     pub shape: Vec<usize>,
     start: usize,
     end: usize,
+    /// Bytes of the mask of a sparse matrix, whose values `start .. end` are.
+    mask: Option<Range<usize>>,
+}
+
+impl Tensor {
+    /// Its bytes within the file.
+    pub(super) fn range(&self) -> Range<usize> {
+        self.start..self.end
+    }
+
+    /// The sparse matrix of which these are the values.
+    pub(super) fn expanded(self, shape: Vec<usize>, mask: Tensor) -> Tensor {
+        Tensor { shape, mask: Some(mask.range()), ..self }
+    }
 }
 
 /// Bytes of a tensor that are in memory at once while it is copied, about.
@@ -54,17 +68,20 @@ pub struct TensorFiles {
 }
 
 impl TensorFiles {
-    /// Opens `model.safetensors` of a model directory, or the shards its index names.
+    /// Opens `model.safetensors` of a model directory, the shards its index names, or its sparse file.
     pub fn open(directory: &Path) -> Result<TensorFiles> {
         let mut files = TensorFiles { files: Vec::new(), tensors: BTreeMap::new() };
         let single = directory.join("model.safetensors");
         let index = directory.join("model.safetensors.index.json");
+        let sparse = directory.join(sparse::FILE_NAME);
         if single.is_file() {
             files.add(&single)?;
         } else if index.is_file() {
             for shard in shards(&index)? {
                 files.add(&directory.join(shard))?;
             }
+        } else if sparse.is_file() {
+            files.add(&sparse)?;
         } else if directory.join("pytorch_model.bin").exists() {
             let message = "holds pytorch_model.bin only, a pickle, which is not read here; convert it once with \
                            transformers: AutoModel….from_pretrained(dir).save_pretrained(dir)";
@@ -127,6 +144,18 @@ impl TensorFiles {
                 return Err(Error::format(path, message));
             }
         };
+        if let Some(mask) = &tensor.mask {
+            let (values, mask) = (&map[tensor.range()], &map[mask.clone()]);
+            match tensor.kind {
+                Kind::F16 => sparse::expand(values, mask, cols, ld, out, |b| half::f16::from_le_bytes(b).to_f32()),
+                Kind::Bf16 => sparse::expand(values, mask, cols, ld, out, |b| half::bf16::from_le_bytes(b).to_f32()),
+                Kind::F64 => sparse::expand(values, mask, cols, ld, out, |b| f64::from_le_bytes(b) as f32),
+                _ => sparse::expand(values, mask, cols, ld, out, f32::from_le_bytes),
+            }
+            #[cfg(unix)]
+            give_back(map);
+            return check_finite(name, path, cols, ld, out);
+        }
         let rows_at_once = (PIECE / (cols * width).max(1)).max(1);
         let pieces = map[tensor.start..tensor.end].chunks((rows_at_once * cols * width).max(1));
         for (piece, out) in pieces.zip(out.chunks_mut(rows_at_once * ld.max(1))) {
@@ -139,18 +168,21 @@ impl TensorFiles {
             #[cfg(unix)]
             give_back(map);
         }
-        let rows = out.chunks(ld.max(1)).enumerate();
-        for (row, values) in rows {
-            if let Some(column) = values.iter().take(cols).position(|x| !x.is_finite()) {
-                return Err(Error::NotFinite {
-                    what: format!("tensor {name}"),
-                    value: f64::from(values[column]),
-                    place: format!("at row {row}, column {column} of {}", path.display()),
-                });
-            }
-        }
-        Ok(())
+        check_finite(name, path, cols, ld, out)
     }
+}
+
+fn check_finite(name: &str, path: &Path, cols: usize, ld: usize, out: &[f32]) -> Result<()> {
+    for (row, values) in out.chunks(ld.max(1)).enumerate() {
+        if let Some(column) = values.iter().take(cols).position(|x| !x.is_finite()) {
+            return Err(Error::NotFinite {
+                what: format!("tensor {name}"),
+                value: f64::from(values[column]),
+                place: format!("at row {row}, column {column} of {}", path.display()),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Takes the pages of a mapping out of this process's memory. All of them: a fault maps neighbours of its page too.
@@ -194,8 +226,10 @@ fn header(path: &Path, map: &[u8], file: usize) -> Result<Vec<(String, Tensor)>>
     let header: Map<String, Value> =
         serde_json::from_slice(header).map_err(|error| broken(format!("its header: {error}")))?;
     let mut tensors = Vec::with_capacity(header.len());
+    let mut own = None;
     for (name, entry) in header {
         if name == "__metadata__" {
+            own = entry.get("secateur").and_then(Value::as_str).map(str::to_string);
             continue;
         }
         let tensor =
@@ -222,7 +256,10 @@ fn header(path: &Path, map: &[u8], file: usize) -> Result<Vec<(String, Tensor)>>
         let base = 8 + length as usize;
         tensors.push((name, Tensor { start: tensor.start + base, end: tensor.end + base, ..tensor }));
     }
-    Ok(tensors)
+    match own {
+        Some(metadata) => sparse::join(path, tensors, map, &metadata),
+        None => Ok(tensors),
+    }
 }
 
 fn tensor(entry: &Value, file: usize) -> Option<Tensor> {
@@ -237,7 +274,7 @@ fn tensor(entry: &Value, file: usize) -> Option<Tensor> {
         "F64" => Kind::F64,
         _ => Kind::Other,
     };
-    Some(Tensor { file, kind, type_name, shape, start: size(start)?, end: size(end)? })
+    Some(Tensor { file, kind, type_name, shape, start: size(start)?, end: size(end)?, mask: None })
 }
 
 fn element_bits(type_name: &str) -> Option<usize> {
@@ -274,44 +311,19 @@ fn shards(index: &Path) -> Result<Vec<String>> {
     Ok(shards)
 }
 
-/// A matrix of f32 in padded rows, to be written without the padding.
-pub(super) struct Rows<'a> {
-    pub values: &'a [f32],
-    pub shape: Vec<usize>,
-    pub cols: usize,
-    pub ld: usize,
-}
-
-impl View for &Rows<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        let rows = self.values.chunks(self.ld.max(1));
-        Cow::Owned(
-            rows.flat_map(|row| &row[..self.cols.min(row.len())]).flat_map(|x| x.to_le_bytes()).collect(),
-        )
-    }
-    fn data_len(&self) -> usize {
-        4 * self.shape.iter().product::<usize>()
-    }
-}
-
 /// Writes tensors in the format's own order, under a temporary name that is renamed when all is on disk.
-pub(super) fn write(path: &Path, tensors: &[(String, Rows)]) -> Result<()> {
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+/// One field of metadata: several would be in no certain order.
+pub(super) fn write(path: &Path, tensors: &[(String, Saved)], (key, value): (&str, &str)) -> Result<()> {
+    let metadata = HashMap::from([(key.to_string(), value.to_string())]);
     atomically(path, |temporary| {
-        let views = tensors.iter().map(|(name, rows)| (name.as_str(), rows));
+        let views = tensors.iter().map(|(name, saved)| (name.as_str(), stored::Tensor::new(saved)));
         safetensors::serialize_to_file(views, Some(metadata), temporary)
             .map_err(|error| Error::format(temporary, format!("could not be written: {error}")))
     })
 }
 
 /// Lets `write` fill a temporary file beside `path`, flushes it to disk and renames it.
-pub(super) fn atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
@@ -344,8 +356,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         let values: Vec<f32> = (0..1 << 20).map(|i| i as f32).collect();
-        let rows = Rows { values: &values, shape: vec![1 << 12, 1 << 8], cols: 1 << 8, ld: 1 << 8 };
-        write(&path, &[("weight".to_string(), rows)]).unwrap();
+        let (shape, stored) = (vec![1 << 12, 1 << 8], Default::default());
+        let rows = stored::Rows { values: &values, shape, cols: 1 << 8, ld: 1 << 8, stored };
+        write(&path, &[("weight".to_string(), Saved::Rows(rows))], ("format", "pt")).unwrap();
         let files = TensorFiles::open_file(&path).unwrap();
         assert!(resident(&path) > 0, "the header was read");
         let mut copied = vec![0.0; values.len()];
