@@ -11,7 +11,7 @@ use crate::data::{Batch, Targets};
 use crate::error::{Error, Result};
 use crate::exec::{Block, Cpu, DeviceExecutor, Emulated, Executor, ProgramId, Reference};
 use crate::launch::Precision;
-use crate::model::{self, EmitOptions, Head, Model, ModelProgram, UnitMasks};
+use crate::model::{self, EmitOptions, Head, Model, ModelProgram, UnitMasks, WeightMasks};
 use crate::program::{Extents, Mode, ParameterLayout, Plan, SlotId};
 
 /// Which executor runs a model.
@@ -173,6 +173,32 @@ impl Session {
             self.executor.write(prepared.id, slot, values)?;
         }
         Ok(())
+    }
+
+    /// Makes a frozen model serve the task whose masks these are: in the matrices of the layers what they do not keep is
+    /// 0 from now on, everything else is as it was loaded, whatever masks were applied before. The first call keeps the
+    /// dense values of these matrices aside, on the executor; every later one is a pass over them. Fails, before
+    /// anything is changed, where the masks do not fit the model or it is being trained.
+    pub fn apply_weight_masks(&mut self, masks: &WeightMasks) -> Result<()> {
+        let architecture = &self.model.architecture;
+        let places = masks.places(architecture)?;
+        let matrices = architecture.layer_matrices();
+        if let Some(at) = places.iter().position(|id| matrices.iter().all(|matrix| matrix.id != *id)) {
+            let what = format!("mask {}", masks.matrices[at].name);
+            return Err(Error::shape(what, "is not of a matrix of the layers, which alone can be switched"));
+        }
+        let layout = &architecture.layout;
+        let parameters: Vec<_> = matrices.iter().map(|matrix| layout.get(matrix.id)).collect();
+        let bits: Vec<_> = matrices
+            .iter()
+            .zip(&parameters)
+            .map(|(matrix, parameter)| {
+                let at = places.iter().position(|id| *id == matrix.id)?;
+                Some(masks.matrices[at].padded_bits(parameter.ld()))
+            })
+            .collect();
+        self.executor.freeze(parameters.iter().map(|p| p.offset..p.offset + p.span()).collect())?;
+        self.executor.apply_masks(&bits.iter().map(Option::as_deref).collect::<Vec<_>>())
     }
 
     /// Sets the random key of dropout: `draw` must differ for every forward pass of a run.

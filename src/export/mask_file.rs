@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{npy, packed};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Model, WeightMask, WeightMasks};
+use crate::program::ParameterId;
 
 const KIND: &str = "weight-masks";
 
@@ -57,12 +58,18 @@ pub fn read(path: &Path, architecture: &Architecture) -> Result<MaskFile> {
     let description: Description = serde_json::from_str(text)
         .map_err(|e| broken(format!("its metadata do not describe weight masks: {e}")))?;
     if description.kind != KIND || description.version != 1 {
-        let message = format!("holds {} in version {}; {KIND} in version 1 is known", description.kind, description.version);
+        let message = format!(
+            "holds {} in version {}; {KIND} in version 1 is known",
+            description.kind, description.version
+        );
         return Err(broken(message));
     }
     let family = architecture.config.family.model_type();
     if description.model_type != family {
-        return Err(broken(format!("holds masks of a {} model, not of this {family} model", description.model_type)));
+        return Err(broken(format!(
+            "holds masks of a {} model, not of this {family} model",
+            description.model_type
+        )));
     }
     let mut masks = WeightMasks::default();
     for (name, &[rows, cols]) in &description.shapes {
@@ -70,7 +77,8 @@ pub fn read(path: &Path, architecture: &Architecture) -> Result<MaskFile> {
         if tensor.dtype() != Dtype::U8 {
             return Err(broken(format!("mask {name} is of type {:?}, not U8", tensor.dtype())));
         }
-        let mask = WeightMask::from_packed(name, rows, cols, tensor.data()).map_err(|e| broken(e.to_string()))?;
+        let mask =
+            WeightMask::from_packed(name, rows, cols, tensor.data()).map_err(|e| broken(e.to_string()))?;
         masks.matrices.push(mask);
     }
     let places = masks.places(architecture).map_err(|e| broken(e.to_string()))?;
@@ -106,7 +114,8 @@ pub fn encode(masks: &WeightMasks, model: &Model) -> Result<Vec<u8>> {
     };
     let failed = |e: String| Error::usage(format!("writing masks: {e}"));
     let text = serde_json::to_string(&description).map_err(|e| failed(e.to_string()))?;
-    let packed: Vec<(&str, Vec<u8>)> = masks.matrices.iter().map(|mask| (mask.name.as_str(), mask.packed())).collect();
+    let packed: Vec<(&str, Vec<u8>)> =
+        masks.matrices.iter().map(|mask| (mask.name.as_str(), mask.packed())).collect();
     let views: Vec<(&str, TensorView)> = packed
         .iter()
         .map(|(name, bytes)| Ok((*name, TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?)))
@@ -120,7 +129,7 @@ pub fn encode(masks: &WeightMasks, model: &Model) -> Result<Vec<u8>> {
 /// and kept values.
 pub fn weights_hash(model: &Model, masks: &WeightMasks) -> Result<String> {
     let places = masks.places(&model.architecture)?;
-    let digest = |(mask, id): (&WeightMask, &crate::program::ParameterId)| {
+    let digest = |(mask, id): (&WeightMask, &ParameterId)| {
         let parameter = model.layout().get(*id);
         let block = &model.values[parameter.offset..parameter.offset + parameter.span()];
         let mut hasher = blake3::Hasher::new();
@@ -135,11 +144,13 @@ pub fn weights_hash(model: &Model, masks: &WeightMasks) -> Result<String> {
             }
             hasher.update(&row);
         }
-        (mask.name.as_str(), hasher.finalize())
+        (mask.name.clone(), hasher.finalize())
     };
     let mut digests: Vec<_> = masks.matrices.par_iter().zip(&places).map(digest).collect();
-    digests.sort_by_key(|(name, _)| *name);
+    digests.sort_by(|(a, _), (b, _)| a.cmp(b));
     let mut whole = blake3::Hasher::new();
-    digests.iter().for_each(|(_, digest)| drop(whole.update(digest.as_bytes())));
+    for (_, digest) in &digests {
+        whole.update(digest.as_bytes());
+    }
     Ok(whole.finalize().to_hex().to_string())
 }

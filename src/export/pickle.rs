@@ -149,7 +149,8 @@ impl<'a> Machine<'a> {
             // STACK_GLOBAL
             0x93 => {
                 let (name, module) = (self.stack.pop()?, self.stack.pop()?);
-                let (Value::Text(module), Value::Text(name)) = (&self.values[module], &self.values[name]) else {
+                let (Value::Text(module), Value::Text(name)) = (&self.values[module], &self.values[name])
+                else {
                     return None;
                 };
                 let global = Value::Global(format!("{module} {name}"));

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::model::{Model, WeightMask, WeightMasks};
-use crate::program::{ParameterId, WeightOrder};
+use crate::program::WeightOrder;
 
 /// At most `keep` of every `of`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,7 +21,9 @@ impl Pattern {
     /// `keep` of every `of`: 1 ≤ keep < of ≤ 64.
     pub fn new(keep: usize, of: usize) -> Result<Pattern> {
         if keep == 0 || keep >= of || of > 64 {
-            return Err(Error::usage(format!("{keep}:{of} is no pattern N:M with 1 ≤ N < M ≤ 64, as 2:4 is")));
+            return Err(Error::usage(format!(
+                "{keep}:{of} is no pattern N:M with 1 ≤ N < M ≤ 64, as 2:4 is"
+            )));
         }
         Ok(Pattern { keep, of })
     }
@@ -32,7 +34,8 @@ impl FromStr for Pattern {
 
     fn from_str(text: &str) -> Result<Pattern> {
         let parts = text.split_once(':').and_then(|(keep, of)| Some((keep.parse().ok()?, of.parse().ok()?)));
-        let (keep, of) = parts.ok_or_else(|| Error::usage(format!("{text:?} is no pattern N:M, as 2:4 is")))?;
+        let (keep, of) =
+            parts.ok_or_else(|| Error::usage(format!("{text:?} is no pattern N:M, as 2:4 is")))?;
         Pattern::new(keep, of)
     }
 }
@@ -40,7 +43,12 @@ impl FromStr for Pattern {
 /// The masks that keep, of what `masks` keep, at most N in every group of M inputs of an output. `scores` is a block laid
 /// out as the model's parameters; without it the weights' magnitudes rank. Fails where a matrix has a number of inputs
 /// that M does not divide.
-pub fn snap(masks: &WeightMasks, model: &Model, scores: Option<&[f32]>, pattern: Pattern) -> Result<WeightMasks> {
+pub fn snap(
+    masks: &WeightMasks,
+    model: &Model,
+    scores: Option<&[f32]>,
+    pattern: Pattern,
+) -> Result<WeightMasks> {
     let places = masks.places(&model.architecture)?;
     let block = scores.unwrap_or(&model.values);
     if block.len() != model.layout().block_len() {
@@ -53,14 +61,10 @@ pub fn snap(masks: &WeightMasks, model: &Model, scores: Option<&[f32]>, pattern:
             let value = block[parameter.offset + row * parameter.ld() + col];
             if scores.is_some() { value } else { value.abs() }
         };
-        snap_matrix(mask, inputs_are_columns(model, id), pattern, rank)
+        let inputs_are_columns = model.architecture.parameters.order_of(id) == WeightOrder::OutIn;
+        snap_matrix(mask, inputs_are_columns, pattern, rank)
     });
     Ok(WeightMasks { matrices: snapped.collect::<Result<_>>()? })
-}
-
-fn inputs_are_columns(model: &Model, id: ParameterId) -> bool {
-    model.architecture.layer_matrices().iter().any(|matrix| matrix.id == id)
-        && model.architecture.weight_order() == WeightOrder::OutIn
 }
 
 fn snap_matrix(

@@ -31,7 +31,8 @@ pub fn read(path: &Path) -> Result<Vec<SavedTensor>> {
     }
     let bytes = std::fs::read(path).map_err(Error::io(path, "reading"))?;
     if !bytes.starts_with(b"PK") {
-        let message = "is not a zip archive, as torch.save has written since version 1.6; load it there and save again";
+        let message =
+            "is not a zip archive, as torch.save has written since version 1.6; load it there and save again";
         return Err(Error::format(path, message));
     }
     let archive = Archive::open(path, &bytes)?;
@@ -88,11 +89,11 @@ fn tensor(path: &Path, archive: &Archive, pickle: &Pickle, root: usize) -> Resul
 }
 
 fn number(kind: &str, bytes: &[u8]) -> f32 {
-    match (kind, *bytes) {
-        ("HalfStorage", [a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
-        ("BFloat16Storage", [a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
-        (_, [a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-        (_, [a, b, c, d, e, f, g, h]) => f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
+    match *bytes {
+        [a, b] if kind == "HalfStorage" => half::f16::from_le_bytes([a, b]).to_f32(),
+        [a, b] => half::bf16::from_le_bytes([a, b]).to_f32(),
+        [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+        [a, b, c, d, e, f, g, h] => f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
         _ => unreachable!("the caller cuts numbers to their width"),
     }
 }

@@ -30,7 +30,8 @@ pub fn read(path: &Path, widths: &[LayerWidths]) -> Result<UnitMasks> {
             (true, false) => masks.heads = layers,
             (false, true) => masks.neurons = layers,
             (true, true) => {
-                let message = "fits the heads and the neurons of this model; give the directory with both files";
+                let message =
+                    "fits the heads and the neurons of this model; give the directory with both files";
                 return Err(Error::format(path, message));
             }
             (false, false) => return Err(other_model(path, &layers, widths)),
@@ -82,7 +83,8 @@ fn layers(path: &Path) -> Result<Vec<Vec<f32>>> {
         }
         _ => {
             let shapes: Vec<&[usize]> = tensors.iter().map(|tensor| tensor.shape.as_slice()).collect();
-            let message = format!("holds tensors of shapes {shapes:?}; a mask is [layers, units] or a vector a layer");
+            let message =
+                format!("holds tensors of shapes {shapes:?}; a mask is [layers, units] or a vector a layer");
             Err(Error::format(path, message))
         }
     }
@@ -124,7 +126,8 @@ pub fn to_pruned_heads(masks: &UnitMasks) -> Option<Map<String, Value>> {
     if !masks.neurons.iter().all(whole) || !masks.heads.iter().all(plain) {
         return None;
     }
-    let removed = |mask: &Vec<f32>| -> Vec<usize> { (0..mask.len()).filter(|&head| mask[head] == 0.0).collect() };
+    let removed =
+        |mask: &Vec<f32>| -> Vec<usize> { (0..mask.len()).filter(|&head| mask[head] == 0.0).collect() };
     let layers = masks.heads.iter().map(removed).enumerate().filter(|(_, heads)| !heads.is_empty());
     Some(layers.map(|(layer, heads)| (layer.to_string(), heads.into())).collect())
 }

@@ -34,7 +34,8 @@ impl<'a> Archive<'a> {
         let tail = bytes.len().saturating_sub(LONGEST_END);
         let end = bytes[tail..].windows(4).rposition(|window| window == b"PK\x05\x06");
         let end = &bytes[tail + end.ok_or_else(|| broken("it has no end record; truncated?"))?..];
-        let (Some(count), Some(start)) = (half(end, 10), word(end, 16)) else {
+        let whole = half(end, 20).is_some_and(|comment| end.len() == 22 + usize::from(comment));
+        let (true, Some(count), Some(start)) = (whole, half(end, 10), word(end, 16)) else {
             return Err(broken("its end record is cut"));
         };
         if count == u16::MAX || start == u32::MAX {
@@ -65,11 +66,15 @@ impl<'a> Archive<'a> {
             let skip = 30 + usize::from(half(header, 26)?) + usize::from(half(header, 28)?);
             header.get(skip..)?.get(..member.length)
         });
-        let data = data.ok_or_else(|| broken(format!("ends inside its member {}; truncated?", member.name)))?;
+        let data =
+            data.ok_or_else(|| broken(format!("ends inside its member {}; truncated?", member.name)))?;
         let mut checksum = flate2::Crc::new();
         checksum.update(data);
         if checksum.sum() != member.checksum {
-            return Err(broken(format!("member {} has another checksum than it was written with", member.name)));
+            return Err(broken(format!(
+                "member {} has another checksum than it was written with",
+                member.name
+            )));
         }
         Ok(data)
     }
@@ -103,7 +108,8 @@ fn member(entry: &[u8]) -> Option<Result<(Member<'_>, usize), String>> {
     if length == u32::MAX || offset == u32::MAX {
         return Some(Err(format!("{name} is in zip64, which is for files above 4 GB")));
     }
-    let member = Member { name, checksum: word(entry, 16)?, length: length as usize, offset: offset as usize };
+    let member =
+        Member { name, checksum: word(entry, 16)?, length: length as usize, offset: offset as usize };
     Some(Ok((member, entry_length)))
 }
 

@@ -1,6 +1,8 @@
 //! Masks as packed bytes, the way `numpy.packbits` packs them: eight elements a byte, the first in the most significant
 //! bit. Several masks may follow each other without a gap, so a mask may start inside a byte.
 
+use std::borrow::Cow;
+
 use super::WeightMask;
 use crate::error::{Error, Result};
 
@@ -15,6 +17,20 @@ impl WeightMask {
                 *to |= from;
             }
         }
+    }
+
+    /// The bits of the matrix in rows that start every `ld` elements, as the parameter block holds it: 64 a word, what
+    /// lies between the rows 0.
+    pub fn padded_bits(&self, ld: usize) -> Cow<'_, [u64]> {
+        if ld == self.cols {
+            return Cow::Borrowed(self.bits());
+        }
+        let mut words = vec![0u64; (self.rows * ld).div_ceil(64)];
+        for index in (0..self.len()).filter(|&index| self.keeps(index)) {
+            let at = index / self.cols * ld + index % self.cols;
+            words[at / 64] |= 1 << (at % 64);
+        }
+        Cow::Owned(words)
     }
 
     /// The mask alone, the rest of its last byte 0.

@@ -245,6 +245,25 @@ impl Parameters {
         [self.embeddings.norm, self.final_norm, head].into_iter().chain(layers).flatten()
     }
 
+    /// How matrix `id` of a layer is stored; `[out, in]` for every other parameter.
+    pub fn order_of(&self, id: ParameterId) -> WeightOrder {
+        let linears = self.layers.iter().flat_map(|layer| {
+            let mut linears = Vec::new();
+            if let SublayerParameters::Full(attention) = layer.attention {
+                linears.extend(attention.projections.linears());
+                linears.push(attention.output);
+            }
+            if let SublayerParameters::Full(ffn) = layer.ffn {
+                linears.extend([ffn.up, ffn.down]);
+            }
+            linears
+        });
+        linears
+            .into_iter()
+            .find(|linear| linear.weight == id)
+            .map_or(WeightOrder::OutIn, |linear| linear.order)
+    }
+
     /// Parameters that belong to the task head alone, the BERT pooler included.
     pub fn head_ids(&self) -> Vec<ParameterId> {
         match self.head {

@@ -43,7 +43,9 @@ impl Model {
             let name = &parameter.name;
             dense += (parameter.len() * stored.bytes()) as u64;
             let mask = (!parameter.vector).then(|| self.nonzero(parameter));
-            match mask.filter(|mask| mask.kept() * stored.bytes() + mask.len().div_ceil(8) < mask.len() * stored.bytes()) {
+            match mask.filter(|mask| {
+                mask.kept() * stored.bytes() + mask.len().div_ceil(8) < mask.len() * stored.bytes()
+            }) {
                 Some(mask) => {
                     shapes.insert(name.clone(), json!([mask.rows, mask.cols]));
                     let values = self.rows_of(parameter).flatten().copied();
@@ -66,7 +68,9 @@ impl Model {
     fn nonzero(&self, parameter: &Parameter) -> WeightMask {
         let block = &self.values[parameter.offset..];
         let (cols, ld) = (parameter.cols, parameter.ld());
-        WeightMask::from_fn(&parameter.name, parameter.rows, cols, |i| block[i / cols * ld + i % cols].to_bits() != 0)
+        WeightMask::from_fn(&parameter.name, parameter.rows, cols, |i| {
+            block[i / cols * ld + i % cols].to_bits() != 0
+        })
     }
 
     /// What is not +0 in the matrices of the layers: the masks of a model that was saved with zeros.
@@ -96,24 +100,29 @@ pub(super) fn join(
     metadata: &str,
 ) -> Result<Vec<(String, Tensor)>> {
     let broken = |message: String| Error::format(path, message);
-    let metadata: Value =
-        serde_json::from_str(metadata).map_err(|e| broken(format!("its metadata field \"secateur\": {e}")))?;
+    let metadata: Value = serde_json::from_str(metadata)
+        .map_err(|e| broken(format!("its metadata field \"secateur\": {e}")))?;
     if metadata["kind"] != "sparse" {
         return Err(broken(format!("holds {}, not the weights of a model", metadata["kind"])));
     }
     if metadata["version"] != 1 {
-        return Err(broken(format!("is in version {} of the sparse layout; 1 is known", metadata["version"])));
+        return Err(broken(format!(
+            "is in version {} of the sparse layout; 1 is known",
+            metadata["version"]
+        )));
     }
     let empty = Map::new();
     for (name, shape) in metadata["shapes"].as_object().unwrap_or(&empty) {
-        let extents: Option<Vec<usize>> = shape
-            .as_array()
-            .and_then(|shape| shape.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok())).collect());
+        let extents: Option<Vec<usize>> = shape.as_array().and_then(|shape| {
+            shape.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok())).collect()
+        });
         let mut take = |part: &str| {
             let index = tensors.iter().position(|(found, _)| *found == format!("{name}.{part}"))?;
             Some(tensors.swap_remove(index).1)
         };
-        let (Some(&[rows, cols]), Some(mask), Some(values)) = (extents.as_deref(), take("mask"), take("values")) else {
+        let (Some(&[rows, cols]), Some(mask), Some(values)) =
+            (extents.as_deref(), take("mask"), take("values"))
+        else {
             return Err(broken(format!("the sparse matrix {name} lacks its shape, mask or values")));
         };
         let packed = &bytes[mask.range()];
@@ -124,7 +133,8 @@ pub(super) fn join(
             return Err(broken(message));
         };
         if values.shape != [kept] {
-            let message = format!("the mask of {name} keeps {kept} of {length} values, stored are {:?}", values.shape);
+            let message =
+                format!("the mask of {name} keeps {kept} of {length} values, stored are {:?}", values.shape);
             return Err(broken(message));
         }
         tensors.push((name.clone(), values.expanded(vec![rows, cols], mask)));

@@ -147,8 +147,12 @@ impl TensorFiles {
         if let Some(mask) = &tensor.mask {
             let (values, mask) = (&map[tensor.range()], &map[mask.clone()]);
             match tensor.kind {
-                Kind::F16 => sparse::expand(values, mask, cols, ld, out, |b| half::f16::from_le_bytes(b).to_f32()),
-                Kind::Bf16 => sparse::expand(values, mask, cols, ld, out, |b| half::bf16::from_le_bytes(b).to_f32()),
+                Kind::F16 => {
+                    sparse::expand(values, mask, cols, ld, out, |b| half::f16::from_le_bytes(b).to_f32())
+                }
+                Kind::Bf16 => {
+                    sparse::expand(values, mask, cols, ld, out, |b| half::bf16::from_le_bytes(b).to_f32())
+                }
                 Kind::F64 => sparse::expand(values, mask, cols, ld, out, |b| f64::from_le_bytes(b) as f32),
                 _ => sparse::expand(values, mask, cols, ld, out, f32::from_le_bytes),
             }

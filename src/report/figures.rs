@@ -64,7 +64,7 @@ fn neuron_strip(mask: &[f32], layer: usize) -> String {
         let kept = mask[range].iter().filter(|v| **v != 0.0).count();
         if kept > 0 {
             let share = kept as f64 / units as f64;
-            svg.shaded_rect("kept", [bin as f64 * width, 0.0, width, 6.0], share);
+            svg.shaded_rect("kept", [bin as f64 * width, 0.0, width, 6.0], share, "");
         }
     }
     svg.finish()

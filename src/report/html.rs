@@ -26,7 +26,12 @@ pub fn render(record: &RunRecord, masks: Option<&UnitMasks>) -> String {
     choices(&mut body, record);
     calibration(&mut body, record);
     repeat(&mut body, record);
-    let title = escape(title(record));
+    page(title(record), &body)
+}
+
+/// A page with this title and content.
+pub(super) fn page(title: impl Display, body: &str) -> String {
+    let title = escape(title);
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\

@@ -3,6 +3,7 @@
 //! [`record::RunRecord`] is what a run leaves behind: everything shown anywhere, on the terminal, in `--json` or in
 //! `report.html`, is read from it, so that the views cannot disagree. `docs/run-record.md` documents its fields.
 
+pub mod density;
 pub mod figures;
 pub mod format;
 pub mod html;

@@ -74,10 +74,10 @@ impl Svg {
     }
 
     /// The same with an opacity from 0 to 1.
-    pub fn shaded_rect(&mut self, class: &str, [x, y, width, height]: [f64; 4], opacity: f64) {
+    pub fn shaded_rect(&mut self, class: &str, [x, y, width, height]: [f64; 4], opacity: f64, title: &str) {
         let _ = write!(
             self.body,
-            r#"<rect class="{}" x="{}" y="{}" width="{}" height="{}" fill-opacity="{}"/>"#,
+            r#"<rect class="{}" x="{}" y="{}" width="{}" height="{}" fill-opacity="{}""#,
             escape(class),
             number(x),
             number(y),
@@ -85,6 +85,7 @@ impl Svg {
             number(height.max(0.0)),
             number(opacity.clamp(0.0, 1.0))
         );
+        self.close_with_title("rect", title);
     }
 
     /// A straight line.
@@ -136,6 +137,12 @@ impl Svg {
     /// The finished element.
     pub fn finish(self) -> String {
         format!("{}{}</svg>", self.open, self.body)
+    }
+
+    /// The finished drawing as a file of its own, with its style.
+    pub fn standalone(self, style: &str) -> String {
+        let open = self.open.replacen("<svg", r#"<svg xmlns="http://www.w3.org/2000/svg""#, 1);
+        format!("{open}<style>{style}</style>{}</svg>\n", self.body)
     }
 
     fn close_with_title(&mut self, element: &str, title: &str) {
