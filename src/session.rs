@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Block, Cpu, DeviceExecutor, Emulated, Executor, ProgramId, Reference};
 use crate::launch::Precision;
 use crate::model::{self, EmitOptions, Head, Model, ModelProgram, UnitMasks, WeightMasks};
-use crate::program::{Extents, Mode, ParameterLayout, Plan, SlotId};
+use crate::program::{Builder, Extents, MaskFunction, Mode, Op, ParameterLayout, Plan, SlotId};
 
 /// Which executor runs a model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -112,6 +112,9 @@ pub struct Session {
     /// Derived from the batch being fed; kept, as `losses` is, so that a step allocates nothing.
     ints: Vec<i32>,
     losses: Vec<f32>,
+    /// The bits of the weight masks on their way to the executor, and the program that applies them.
+    mask_words: Vec<u64>,
+    mask_program: Option<ProgramId>,
 }
 
 impl Session {
@@ -128,10 +131,24 @@ impl Session {
         Session::start(Model { architecture, values: Vec::new(), report }, values, device)
     }
 
+    /// Moves a model to an executor, to stay as it is but for weight masks: [`Session::apply_weight_masks`] switches
+    /// between those of any number of tasks. The executor holds the matrices of the layers a second time.
+    pub fn frozen(mut model: Model, device: Device) -> Result<Session> {
+        let matrices: Vec<_> = model.architecture.layer_matrices().iter().map(|matrix| matrix.id).collect();
+        model.architecture.set_trainable(|_| false);
+        Arc::make_mut(&mut model.architecture.layout).set_masked(&matrices);
+        let values = std::mem::take(&mut model.values);
+        let weights = Block::Weights.stretch(model.layout());
+        let mut session = Session::start(model, &values, device)?;
+        session.executor.write_block(Block::Weights, &values[weights])?;
+        Ok(session)
+    }
+
     fn start(model: Model, values: &[f32], device: Device) -> Result<Session> {
         let mut executor = device.executor(model.layout().clone())?;
         executor.write_block(Block::Parameters, values)?;
-        Ok(Session { model, executor, floats: Vec::new(), ints: Vec::new(), losses: Vec::new() })
+        let (floats, ints, losses) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Session { model, executor, floats, ints, losses, mask_words: Vec::new(), mask_program: None })
     }
 
     /// The model without its values: the executor holds the only copy until [`Session::into_model`].
@@ -175,30 +192,38 @@ impl Session {
         Ok(())
     }
 
-    /// Makes a frozen model serve the task whose masks these are: in the matrices of the layers what they do not keep is
-    /// 0 from now on, everything else is as it was loaded, whatever masks were applied before. The first call keeps the
-    /// dense values of these matrices aside, on the executor; every later one is a pass over them. Fails, before
-    /// anything is changed, where the masks do not fit the model or it is being trained.
+    /// Makes a frozen model ([`Session::frozen`]) serve the task whose masks these are: in the matrices of the layers what
+    /// they do not keep is 0 from now on, everything else is as it was loaded, whatever masks were applied before. A
+    /// matrix without a mask is whole. Fails, before anything is changed, where the masks do not fit the model.
     pub fn apply_weight_masks(&mut self, masks: &WeightMasks) -> Result<()> {
-        let architecture = &self.model.architecture;
-        let places = masks.places(architecture)?;
-        let matrices = architecture.layer_matrices();
-        if let Some(at) = places.iter().position(|id| matrices.iter().all(|matrix| matrix.id != *id)) {
-            let what = format!("mask {}", masks.matrices[at].name);
-            return Err(Error::shape(what, "is not of a matrix of the layers, which alone can be switched"));
+        let places = masks.places(&self.model.architecture)?;
+        let layout = self.model.layout().clone();
+        let stray = places.iter().zip(&masks.matrices).find(|(id, _)| !layout.get(**id).masked);
+        if let Some((_, mask)) = stray {
+            let message =
+                "is of a matrix whose masks cannot be switched: those of the layers of a frozen model can";
+            return Err(Error::shape(format!("mask {}", mask.name), message));
         }
-        let layout = &architecture.layout;
-        let parameters: Vec<_> = matrices.iter().map(|matrix| layout.get(matrix.id)).collect();
-        let bits: Vec<_> = matrices
-            .iter()
-            .zip(&parameters)
-            .map(|(matrix, parameter)| {
-                let at = places.iter().position(|id| *id == matrix.id)?;
-                Some(masks.matrices[at].padded_bits(parameter.ld()))
-            })
-            .collect();
-        self.executor.freeze(parameters.iter().map(|p| p.offset..p.offset + p.span()).collect())?;
-        self.executor.apply_masks(&bits.iter().map(Option::as_deref).collect::<Vec<_>>())
+        let start = Block::Weights.stretch(&layout).start;
+        self.mask_words.clear();
+        self.mask_words.resize(Block::Weights.stretch(&layout).len().div_ceil(64), u64::MAX);
+        for (mask, id) in masks.matrices.iter().zip(places) {
+            // Parameters begin at whole words.
+            let parameter = layout.get(id);
+            let bits = mask.padded_bits(parameter.ld());
+            self.mask_words[(parameter.offset - start) / 64..][..bits.len()].copy_from_slice(&bits);
+        }
+        self.executor.write_masks(&self.mask_words)?;
+        let program = match self.mask_program {
+            Some(program) => program,
+            None => {
+                let mut builder = Builder::new("apply weight masks", layout, Mode::EVALUATE);
+                builder.emit(Op::ApplyMasks { function: MaskFunction::Bits, key: None });
+                let program = self.executor.prepare(Arc::new(builder.finish()), Extents::default())?;
+                *self.mask_program.insert(program)
+            }
+        };
+        self.executor.run(program, &Extents::default())
     }
 
     /// Sets the random key of dropout: `draw` must differ for every forward pass of a run.
