@@ -156,6 +156,11 @@ impl<K: Kernels> Executor for HostExecutor<K> {
         Ok(ProgramId(self.programs.len() - 1))
     }
 
+    fn forget_from(&mut self, first: ProgramId) -> Result<()> {
+        self.programs.truncate(first.0);
+        Ok(())
+    }
+
     fn program(&self, id: ProgramId) -> &Arc<Program> {
         &self.programs[id.0].program
     }

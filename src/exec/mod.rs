@@ -166,6 +166,10 @@ pub trait Executor {
     /// program that uses them.
     fn prepare(&mut self, program: Arc<Program>, capacity: Extents) -> Result<ProgramId>;
 
+    /// Gives back the memory of `first` and of every program prepared after it; those numbers are no longer valid.
+    /// For work that prepares a program for each of many sublayers.
+    fn forget_from(&mut self, first: ProgramId) -> Result<()>;
+
     /// A prepared program.
     fn program(&self, id: ProgramId) -> &Arc<Program>;
 

@@ -107,6 +107,30 @@ pub struct Inputs {
     pub dropout_key: Option<SlotId>,
 }
 
+impl Inputs {
+    /// Row offsets alone.
+    pub(super) fn of_rows(cu_seqlens: SlotId) -> Inputs {
+        Inputs {
+            input_ids: None,
+            positions: None,
+            token_type_ids: None,
+            hidden: None,
+            cu_seqlens,
+            rows: None,
+            labels: None,
+            weights: None,
+            targets: None,
+            starts: None,
+            ends: None,
+            teacher_logits: None,
+            teacher_hidden: None,
+            teacher_weights: None,
+            samples: None,
+            dropout_key: None,
+        }
+    }
+}
+
 /// Slots of one layer. Absent is what the layer does not compute.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LayerSlots {
@@ -178,6 +202,7 @@ impl Architecture {
         let all = 2 * config.layers.len();
         let part = options.sublayers.clone().unwrap_or(0..all);
         let embeds = part.start == 0;
+        let cu_seqlens = b.int_input("cu_seqlens", Extent::Boundaries);
         let inputs = Inputs {
             input_ids: embeds.then(|| b.int_input("input_ids", Extent::Tokens)),
             positions: embeds.then(|| b.int_input("positions", Extent::Tokens)),
@@ -185,18 +210,8 @@ impl Architecture {
                 .filter(|_| embeds)
                 .map(|_| b.int_input("token_type_ids", Extent::Tokens)),
             hidden: (!embeds).then(|| b.input("hidden", Extent::Tokens, config.hidden)),
-            cu_seqlens: b.int_input("cu_seqlens", Extent::Boundaries),
             samples: options.sampled.as_ref().map(|_| b.int_input("samples", Extent::Samples)),
-            rows: None,
-            labels: None,
-            weights: None,
-            targets: None,
-            starts: None,
-            ends: None,
-            teacher_logits: None,
-            teacher_hidden: None,
-            teacher_weights: None,
-            dropout_key: None,
+            ..Inputs::of_rows(cu_seqlens)
         };
         let layers = vec![LayerSlots::default(); config.layers.len()];
         let mut emitter = Emitter { b, config, options, inputs, layers, answers: None, measured: Vec::new() };
@@ -343,16 +358,14 @@ impl Emitter<'_> {
             return None;
         }
         let post = self.config.norm_order == NormOrder::Post;
-        let name = |part: &str| format!("layer.{i}.{part}");
+        let prefix = format!("layer.{i}.");
+        let name = |part: &str| format!("{prefix}{part}");
         let dropout = self.config.dropout;
 
         let mut sum = match layer.attention {
             SublayerParameters::Full(parameters) => {
-                let input = match layer.attention_norm {
-                    Some(norm) if !post => self.norm(&name("attention.input"), x, norm),
-                    _ => x,
-                };
-                let context = self.context(i, parameters, input);
+                let mask = self.head_mask(i);
+                let context = self.context(&prefix, i, (parameters, layer.attention_norm), x, mask);
                 self.tap_context(i, context);
                 if self.taps_end_before(i, true) {
                     return None;
@@ -379,15 +392,13 @@ impl Emitter<'_> {
     /// Emits the feed-forward network of layer `i`; `None` as for [`Emitter::attention`].
     fn feed_forward(&mut self, i: usize, layer: &LayerParameters, x: SlotId) -> Option<SlotId> {
         let post = self.config.norm_order == NormOrder::Post;
-        let name = |part: &str| format!("layer.{i}.{part}");
+        let prefix = format!("layer.{i}.");
+        let name = |part: &str| format!("{prefix}{part}");
         let dropout = self.config.dropout;
         let mut sum = match layer.ffn {
             SublayerParameters::Full(parameters) => {
-                let input = match layer.ffn_norm {
-                    Some(norm) if !post => self.norm(&name("ffn.input"), x, norm),
-                    _ => x,
-                };
-                let activation = self.activation(i, parameters, input);
+                let mask = self.neuron_mask(i);
+                let activation = self.activation(&prefix, (parameters, layer.ffn_norm), x, mask);
                 self.tap_activation(i, activation);
                 if self.taps_end_before(i + 1, false) {
                     return None;
@@ -396,7 +407,7 @@ impl Emitter<'_> {
                     dropout: dropout.ffn_output,
                     residual: Some(x),
                     // The activation is zero where the mask is: those rows of the weight need no product.
-                    inner_mask: self.layers[i].neuron_mask,
+                    inner_mask: mask,
                     ..Fused::default()
                 };
                 self.b.linear(&name("ffn.sum"), activation, parameters.down, fused)
@@ -416,9 +427,41 @@ impl Emitter<'_> {
         Some(sum)
     }
 
-    /// `[T, heads·head_dim]` from the (normalised) input of attention.
-    pub(super) fn context(&mut self, i: usize, parameters: AttentionParameters, input: SlotId) -> SlotId {
-        let name = |part: &str| format!("layer.{i}.{part}");
+    /// The head mask of layer `i`, where the options ask for one.
+    pub(super) fn head_mask(&mut self, i: usize) -> Option<SlotId> {
+        let heads = self.config.layers[i].heads;
+        let mask = self.options.head_masks.then(|| self.mask(format!("layer.{i}.head_mask"), heads));
+        self.layers[i].head_mask = mask;
+        mask
+    }
+
+    /// The neuron mask of layer `i`, where the options ask for one.
+    pub(super) fn neuron_mask(&mut self, i: usize) -> Option<SlotId> {
+        let neurons = self.config.layers[i].neurons;
+        let mask = self.options.neuron_masks.then(|| self.mask(format!("layer.{i}.neuron_mask"), neurons));
+        self.layers[i].neuron_mask = mask;
+        mask
+    }
+
+    /// What the sublayer's projections read: `x`, normalised where LayerNorm comes first.
+    pub(super) fn sublayer_input(&mut self, name: &str, x: SlotId, norm: Option<Norm>) -> SlotId {
+        match norm {
+            Some(norm) if self.config.norm_order == NormOrder::Pre => self.norm(name, x, norm),
+            _ => x,
+        }
+    }
+
+    /// `[T, heads·head_dim]` from the input `x` of the attention sublayer of layer `i`.
+    pub(super) fn context(
+        &mut self,
+        prefix: &str,
+        i: usize,
+        (parameters, norm): (AttentionParameters, Option<Norm>),
+        x: SlotId,
+        mask: Option<SlotId>,
+    ) -> SlotId {
+        let name = |part: &str| format!("{prefix}{part}");
+        let input = self.sublayer_input(&name("attention.input"), x, norm);
         let (heads, head_dim) = (self.config.layers[i].heads, self.config.head_dim);
         let none = Fused::default();
         let qkv = match parameters.projections {
@@ -434,35 +477,26 @@ impl Emitter<'_> {
                     .map(|(part, third)| self.b.columns(name(part), fused, third * width, width))
             }
         };
-        let mask = self.options.head_masks.then(|| self.mask(name("head_mask"), heads));
-        self.layers[i].head_mask = mask;
         let causal = self.config.family.is_causal();
         let shape = AttentionShape { heads, head_dim, scale: self.config.attention_scale(i), causal };
-        self.b.attention(
-            &name("context"),
-            qkv,
-            self.inputs.cu_seqlens,
-            shape,
-            mask,
-            self.config.dropout.attention,
-        )
+        let (cu_seqlens, dropout) = (self.inputs.cu_seqlens, self.config.dropout.attention);
+        self.b.attention(&name("context"), qkv, cu_seqlens, shape, mask, dropout)
     }
 
-    /// `[T, neurons]` from the (normalised) input of the feed-forward network.
+    /// `[T, neurons]` from the input `x` of a feed-forward sublayer.
     pub(super) fn activation(
         &mut self,
-        i: usize,
-        parameters: FeedForwardParameters,
-        input: SlotId,
+        prefix: &str,
+        (parameters, norm): (FeedForwardParameters, Option<Norm>),
+        x: SlotId,
+        mask: Option<SlotId>,
     ) -> SlotId {
-        let neurons = self.config.layers[i].neurons;
-        let mask = self.options.neuron_masks.then(|| self.mask(format!("layer.{i}.neuron_mask"), neurons));
-        self.layers[i].neuron_mask = mask;
+        let input = self.sublayer_input(&format!("{prefix}ffn.input"), x, norm);
         let fused = Fused { activation: Some(self.config.activation), neuron_mask: mask, ..Fused::default() };
-        self.b.linear(&format!("layer.{i}.activation"), input, parameters.up, fused)
+        self.b.linear(&format!("{prefix}activation"), input, parameters.up, fused)
     }
 
-    fn mask(&mut self, name: String, units: usize) -> SlotId {
+    pub(super) fn mask(&mut self, name: String, units: usize) -> SlotId {
         let mask = self.b.input(name, Extent::Fixed(1), units);
         if self.b.mode().mask_gradients {
             self.b.want_mask_gradient(mask);

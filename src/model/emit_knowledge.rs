@@ -65,11 +65,8 @@ impl Emitter<'_> {
         if sublayer % 2 == 0 {
             let mut sums = match layer.attention {
                 SublayerParameters::Full(parameters) => {
-                    let input = match layer.attention_norm {
-                        Some(norm) if !post => self.norm(&name("attention.input"), x, norm),
-                        _ => x,
-                    };
-                    let context = self.context(i, parameters, input);
+                    let mask = self.head_mask(i);
+                    let context = self.context(&name(""), i, (parameters, layer.attention_norm), x, mask);
                     let of_answers = self.b.gather(&name("context of answers"), context, rows);
                     self.measure(sublayer, context, of_answers);
                     let output = parameters.output;
@@ -95,17 +92,11 @@ impl Emitter<'_> {
         }
         let mut sum = match layer.ffn {
             SublayerParameters::Full(parameters) => {
-                let mut inputs = [x, seen];
-                if let Some(norm) = layer.ffn_norm.filter(|_| !post) {
-                    inputs = [
-                        self.norm(&name("ffn.input"), x, norm),
-                        self.norm(&name("ffn.input of answers"), seen, norm),
-                    ];
-                }
-                let activation = self.activation(i, parameters, inputs[0]);
+                let mask = self.neuron_mask(i);
+                let activation = self.activation(&name(""), (parameters, layer.ffn_norm), x, mask);
+                let input = self.sublayer_input(&name("ffn.input of answers"), seen, layer.ffn_norm);
                 let fused = Fused { activation: Some(self.config.activation), ..Fused::default() };
-                let of_answers =
-                    self.b.linear(&name("activation of answers"), inputs[1], parameters.up, fused);
+                let of_answers = self.b.linear(&name("activation of answers"), input, parameters.up, fused);
                 self.measure(sublayer, activation, of_answers);
                 self.b.linear(&name("ffn.sum of answers"), of_answers, parameters.down, plain(seen))
             }

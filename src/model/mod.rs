@@ -12,6 +12,7 @@ mod distilbert;
 mod emit;
 mod emit_head;
 mod emit_knowledge;
+mod emit_sublayer;
 mod gpt2;
 mod heads;
 mod hub;
@@ -35,6 +36,7 @@ pub use self::config::{
     DropoutProbabilities, Family, LayerShape, ModelConfig, NormOrder, Sublayer, positions,
 };
 pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, SampledTaps};
+pub use self::emit_sublayer::SublayerEmitter;
 pub use self::heads::{Head, HeadParameters};
 pub use self::hub::resolve;
 pub use self::masks::{LayerWidths, UnitMasks};

@@ -1,6 +1,7 @@
 //! Mask-Tuning against the authors' released code, run in f64 on three tiny models.
 
 mod case;
+mod rescaling;
 
 use secateur::model::UnitMasks;
 use secateur::progress::Progress;

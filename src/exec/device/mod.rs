@@ -407,6 +407,16 @@ impl<D: Device> Executor for DeviceExecutor<D> {
         Ok(ProgramId(self.programs.len() - 1))
     }
 
+    fn forget_from(&mut self, first: ProgramId) -> Result<()> {
+        self.forget_recordings()?;
+        for prepared in self.programs.drain(first.0.min(self.programs.len())..) {
+            for memory in [prepared.inputs, prepared.ints].into_iter().filter(|memory| memory.bytes > 0) {
+                self.device.free(memory.address)?;
+            }
+        }
+        Ok(())
+    }
+
     fn program(&self, id: ProgramId) -> &Arc<Program> {
         &self.programs[id.0].program
     }

@@ -17,7 +17,6 @@ pub const KEEP: [&str; 7] = ["0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9"];
 pub const BATCH: usize = 8;
 
 pub struct Case {
-    pub name: &'static str,
     pub model: Model,
     pub examples: Vec<Example>,
     pub cost: CostModel,
@@ -70,7 +69,7 @@ impl Case {
         let cost = CostModel::new(config.hidden, config.head_dim, length, config.widths()).unwrap();
         let trace = std::fs::read(support::reference("mask_tuning/trace.json")).unwrap();
         let trace: Value = serde_json::from_slice(&trace).unwrap();
-        Some(Case { name, model, examples, cost, search, trace: trace[name].clone() })
+        Some(Case { model, examples, cost, search, trace: trace[name].clone() })
     }
 
     /// The gradients that the fixture's searches started from.
