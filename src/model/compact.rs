@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::config::Sublayer;
-use super::masks::UnitMasks;
+use super::masks::{LayerWidths, UnitMasks};
 use super::parameters::{Projections, SublayerParameters};
 use super::{Architecture, LoadReport, Model};
 use crate::error::Result;
@@ -25,6 +25,9 @@ pub enum EmptySublayers {
     KeepBias,
     /// It goes, bias and all: the released code of K-prune, which is another function than the masked model.
     Remove,
+    /// It adds its bias, but a layer both of whose sublayers are empty goes whole, LayerNorms included, and the layers
+    /// above it move down ([`Model::without_layers`]): layer dropping.
+    DropLayers,
 }
 
 /// What is kept of a matrix.
@@ -44,6 +47,9 @@ impl Model {
     pub fn compact(&self, masks: &UnitMasks, empty: EmptySublayers) -> Result<Model> {
         let old = &self.architecture;
         masks.check_widths(&old.config.widths())?;
+        if empty == EmptySublayers::DropLayers {
+            return self.compact_without_empty_layers(masks);
+        }
         let mut config = old.config.clone();
         let left = |units: usize, before: Sublayer| match (units, before, empty) {
             (0, Sublayer::Full, EmptySublayers::KeepBias) => Sublayer::BiasOnly,
@@ -70,6 +76,14 @@ impl Model {
             copy(old.layout.get(id), &self.values, selection, parameter, &mut values);
         }
         Ok(Model { architecture: new, values, report: LoadReport::default() })
+    }
+
+    fn compact_without_empty_layers(&self, masks: &UnitMasks) -> Result<Model> {
+        let (gone, kept): (Vec<usize>, Vec<usize>) =
+            (0..masks.heads.len()).partition(|&i| masks.widths()[i] == LayerWidths { heads: 0, neurons: 0 });
+        let of = |layers: &[Vec<f32>]| kept.iter().map(|&layer| layers[layer].clone()).collect();
+        let masks = UnitMasks { heads: of(&masks.heads), neurons: of(&masks.neurons) };
+        self.without_layers(&gone)?.compact(&masks, EmptySublayers::KeepBias)
     }
 }
 

@@ -13,7 +13,7 @@ use super::parameters::{
 };
 use super::{Architecture, Head};
 use crate::error::{Error, Result};
-use crate::program::{AttentionShape, Builder, Extent, Fused, Mode, Program, SlotId};
+use crate::program::{AttentionShape, Builder, Extent, Fused, Mode, Op, Program, SlotId};
 
 /// Which logits a program leaves to be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -55,6 +55,9 @@ pub struct EmitOptions {
     pub keep_hooks: bool,
     /// Rows given by the input `samples` are gathered from the hook tensors and kept, nothing else is computed.
     pub sampled: Option<SampledTaps>,
+    /// Moments of every layer's activation are kept ([`LayerSlots::activation_moments`]), and nothing above the last
+    /// activation is computed unless `sampled` asks for it.
+    pub moments: bool,
     /// A part of the model: sublayer `2·i` is the attention of layer i, `2·i + 1` its feed-forward network. A program
     /// that starts above 0 reads the input `hidden` in place of the embeddings; one that ends below `2·layers` has
     /// neither final LayerNorm nor head. [`ModelProgram::output`] is kept. `None` is the whole model.
@@ -162,6 +165,8 @@ pub struct LayerSlots {
     pub sampled_context: Option<SlotId>,
     /// Sampled rows of the activation, `[S, neurons]`.
     pub sampled_activation: Option<SlotId>,
+    /// Σ x, Σ |x|, Σ x² of the activation over the tokens of the batch, `[3, neurons]`.
+    pub activation_moments: Option<SlotId>,
 }
 
 /// A program and the meaning of its slots.
@@ -240,7 +245,7 @@ impl Architecture {
             true
         });
         let mut answer = Answer::default();
-        if complete && part.end == all && options.sampled.is_none() {
+        if complete && part.end == all && options.sampled.is_none() && !options.moments {
             let top = emitter.top("", self, emitter.answers.unwrap_or(output));
             if let Some(last) = hidden.last_mut() {
                 *last = top;
@@ -295,7 +300,7 @@ impl Architecture {
             "the distillation temperature must be positive"
         } else if ends_below && (objective || options.logits != Logits::None) {
             "a part of the model that ends below its last sublayer has no head"
-        } else if mode.differentiates() && (!objective || options.sampled.is_some()) {
+        } else if mode.differentiates() && (!objective || options.sampled.is_some() || options.moments) {
             "there are no gradients without a loss"
         } else if mode.mask_gradients && !masks {
             "there are no mask gradients without masks"
@@ -532,11 +537,21 @@ impl Emitter<'_> {
             self.b.keep(sampled);
             self.layers[i].sampled_activation = Some(sampled);
         }
+        if self.options.moments {
+            let (_, neurons) = self.b.shape(activation);
+            let moments = self.b.temporary(format!("moments.{i}"), Extent::Fixed(3), neurons);
+            self.b.keep(moments);
+            self.b.emit(Op::ColumnMoments { x: activation, out: moments });
+            self.layers[i].activation_moments = Some(moments);
+        }
     }
 
     /// Whether a calibration program has no tap left at layer `i` (after its context, where so told) or later.
     fn taps_end_before(&self, i: usize, after_context: bool) -> bool {
-        let Some(taps) = &self.options.sampled else { return false };
+        if self.options.moments && self.config.layers[i..].iter().any(|layer| layer.neurons > 0) {
+            return false;
+        }
+        let Some(taps) = &self.options.sampled else { return self.options.moments };
         let context = taps.context.iter().any(|&layer| if after_context { layer > i } else { layer >= i });
         !context && !taps.activation.iter().any(|&layer| layer >= i)
     }

@@ -17,6 +17,7 @@ mod gpt2;
 mod heads;
 mod hub;
 mod initialise;
+mod layers;
 pub mod masks;
 mod names;
 mod opt;
@@ -39,6 +40,7 @@ pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, Samp
 pub use self::emit_sublayer::SublayerEmitter;
 pub use self::heads::{Head, HeadParameters};
 pub use self::hub::resolve;
+pub use self::layers::check_dropped;
 pub use self::masks::{LayerWidths, UnitMasks};
 pub use self::packed_bits::stray_bits;
 use self::parameters::{Declare, Parameters};

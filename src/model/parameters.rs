@@ -75,6 +75,29 @@ pub struct LayerParameters {
     pub ffn_norm: Option<Norm>,
 }
 
+impl LayerParameters {
+    /// Every parameter of the layer; the same roles come in the same order in layers of one shape.
+    pub fn ids(&self) -> impl Iterator<Item = ParameterId> + use<> {
+        let mut ids = Vec::new();
+        match self.attention {
+            SublayerParameters::Full(AttentionParameters { projections, output }) => {
+                ids.extend(projections.linears().into_iter().flat_map(linear_ids).chain(linear_ids(output)));
+            }
+            SublayerParameters::BiasOnly(bias) => ids.push(bias),
+            SublayerParameters::Removed => {}
+        }
+        match self.ffn {
+            SublayerParameters::Full(FeedForwardParameters { up, down }) => {
+                ids.extend(linear_ids(up).chain(linear_ids(down)));
+            }
+            SublayerParameters::BiasOnly(bias) => ids.push(bias),
+            SublayerParameters::Removed => {}
+        }
+        ids.extend([self.attention_norm, self.ffn_norm].into_iter().flatten().flat_map(Norm::ids));
+        ids.into_iter()
+    }
+}
+
 /// Embedding tables.
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddingParameters {

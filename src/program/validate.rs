@@ -123,6 +123,12 @@ fn shapes(program: &Program, op: &Op) -> Result<(), String> {
             }
             same(*q, *k).and(same(*q, *v)).and(same(*q, *out))
         }
+        Op::ColumnMoments { x, out } => {
+            if slot(*out).rows != super::Extent::Fixed(3) || slot(*out).cols != slot(*x).cols {
+                return Err(format!("{} does not hold three sums a column", slot(*out).name));
+            }
+            Ok(())
+        }
         Op::Add { x, y } | Op::Dropout { x, y, .. } => same(*x, *y),
         Op::Gather { x, rows, y } | Op::ScatterAdd { dy: y, rows, dx: x, .. } => {
             if slot(*rows).element != Element::Int || slot(*rows).rows != slot(*y).rows {

@@ -3,19 +3,30 @@
 //! `cost` is the one cost model every method shares, [`UnitMasks`] the one result every structured method gives. A
 //! method is one file or one folder: `dual_cp` (clustering of activations before fine-tuning), with `calibrate` (its
 //! inputs), `clustering` (its trees) and `overlap` (how much two tasks' masks share) beside it. [`Job`] is what the
-//! methods that need no retraining are given, [`Stream`] their calibration rows on the way up through the model.
+//! methods that need no retraining are given, [`Stream`] their calibration rows on the way up through the model. `kcm`
+//! and the magnitude baselines rank neurons (`neuron_ranking`) by weights and by `moments` of their activations;
+//! `importance`, `layer_dropping` and `random` are the other baselines.
 
 pub mod calibrate;
 pub mod clustering;
 pub mod cost;
 pub mod dual_cp;
+pub mod importance;
 pub mod job;
+pub mod kcm;
+pub mod layer_dropping;
 pub mod lsmr;
 pub mod mask_gradients;
 pub mod mask_tuning;
+pub mod moments;
+pub mod neuron_ranking;
+pub mod output_magnitude;
 pub mod overlap;
 pub mod proof;
+pub mod random;
+pub mod rounding;
 pub mod stream;
+pub mod weight_magnitude;
 
 pub use crate::model::masks::{self, UnitMasks};
 pub use cost::{BudgetRecord, CostModel, LayerWidths};

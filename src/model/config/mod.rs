@@ -160,6 +160,8 @@ pub struct ModelConfig {
     pub bos_token: Option<u32>,
     /// Token at the end of a text.
     pub eos_token: Option<u32>,
+    /// Layers of the unpruned model.
+    pub(super) original_layers: usize,
     /// `num_attention_heads` of the unpruned model.
     pub(super) original_heads: usize,
     /// Feed-forward width of the unpruned model.
@@ -218,13 +220,14 @@ impl ModelConfig {
 
     /// Heads and neurons layer by layer before pruning.
     pub fn original_widths(&self) -> Vec<LayerWidths> {
-        vec![LayerWidths { heads: self.original_heads, neurons: self.original_neurons }; self.layers.len()]
+        let layer = LayerWidths { heads: self.original_heads, neurons: self.original_neurons };
+        vec![layer; self.original_layers]
     }
 
-    /// Whether every layer is as wide as the model was before pruning.
+    /// Whether every layer is there and as wide as the model was before pruning.
     pub fn is_unpruned(&self) -> bool {
         let full = LayerShape::full(self.original_heads, self.original_neurons);
-        self.layers.iter().all(|layer| *layer == full)
+        self.layers.len() == self.original_layers && self.layers.iter().all(|layer| *layer == full)
     }
 
     /// Checks sizes against each other and against the limits; the error names the field.
@@ -236,6 +239,7 @@ impl ModelConfig {
             Ok(())
         };
         within("number of layers", self.layers.len(), limit::LAYERS)?;
+        within("number of layers before pruning", self.original_layers, limit::LAYERS)?;
         within("hidden size", self.hidden, limit::HIDDEN)?;
         within("head size", self.head_dim, limit::HIDDEN)?;
         within("word embedding size", self.embedding_size, limit::HIDDEN)?;

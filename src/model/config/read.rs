@@ -175,8 +175,9 @@ impl ModelConfig {
             pad_token: fields.token("pad_token_id")?,
             bos_token: fields.token("bos_token_id")?,
             eos_token: fields.token("eos_token_id")?,
+            original_layers: original(&fields, "original_layers")?.unwrap_or(count),
             original_heads: heads,
-            original_neurons: original_neurons(&fields)?.unwrap_or(neurons),
+            original_neurons: original(&fields, "original_neurons")?.unwrap_or(neurons),
             raw: Map::new(),
         };
         config.saved_head = saved_head(&fields, &config)?;
@@ -371,11 +372,11 @@ fn layers(fields: &Fields, count: usize, heads: usize, neurons: usize) -> Result
     Ok(layers)
 }
 
-/// Neurons of a layer before pruning, where the family's own field no longer says them.
-fn original_neurons(fields: &Fields) -> Result<Option<usize>> {
+/// A size before pruning, where the family's own field no longer says it.
+fn original(fields: &Fields, name: &str) -> Result<Option<usize>> {
     let Some((_, own)) = fields.any(&["secateur"]) else { return Ok(None) };
     let map = own.as_object().ok_or_else(|| fields.wrong("secateur", own, "an object"))?;
-    Fields { path: fields.path, map }.size(&["original_neurons"])
+    Fields { path: fields.path, map }.size(&[name])
 }
 
 fn sublayer(units: usize, removed: bool) -> Sublayer {

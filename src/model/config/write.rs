@@ -8,8 +8,9 @@
 //! - `removed_attention`, `removed_ffn`: numbers of the layers where the sublayer is gone. A sublayer with 0 units
 //!   that is not listed still adds the bias of its output projection.
 //!
-//! It is absent where the family's own fields say it all: every head is there and all layers have the same neurons. If
-//! these are fewer than before pruning, `secateur` holds `original_neurons` alone, so that what was removed is known.
+//! They are absent where the family's own fields say it all: every head is there and all layers have the same neurons. If
+//! these are fewer than before pruning, `secateur` holds `original_neurons`, and if layers were dropped `original_layers`,
+//! so that what was removed is known.
 
 use serde_json::{Map, Value, json};
 
@@ -47,14 +48,19 @@ impl ModelConfig {
         map.remove("pruned_heads");
         map.remove("num_labels");
         map.remove("secateur");
+        let mut own = Map::new();
         match uniform {
-            None => {
-                map.insert("secateur".into(), self.own_fields());
-            }
+            None => own = self.own_fields(),
             Some(neurons) if neurons != self.original_neurons => {
-                map.insert("secateur".into(), json!({ "original_neurons": self.original_neurons }));
+                own.insert("original_neurons".into(), json!(self.original_neurons));
             }
             Some(_) => {}
+        }
+        if self.layers.len() != self.original_layers {
+            own.insert("original_layers".into(), json!(self.original_layers));
+        }
+        if !own.is_empty() {
+            map.insert("secateur".into(), Value::Object(own));
         }
         map
     }
@@ -65,18 +71,19 @@ impl ModelConfig {
         self.layers.iter().all(|layer| *layer == first).then_some(first.neurons)
     }
 
-    fn own_fields(&self) -> Value {
+    fn own_fields(&self) -> Map<String, Value> {
         let removed = |sublayer: fn(&LayerShape) -> Sublayer| -> Vec<usize> {
             let gone = |&i: &usize| sublayer(&self.layers[i]) == Sublayer::Removed;
             (0..self.layers.len()).filter(gone).collect()
         };
-        json!({
-            "head_dim": self.head_dim,
-            "heads_per_layer": self.layers.iter().map(|layer| layer.heads).collect::<Vec<_>>(),
-            "neurons_per_layer": self.layers.iter().map(|layer| layer.neurons).collect::<Vec<_>>(),
-            "removed_attention": removed(|layer| layer.attention),
-            "removed_ffn": removed(|layer| layer.ffn),
-        })
+        let fields = [
+            ("head_dim", json!(self.head_dim)),
+            ("heads_per_layer", json!(self.layers.iter().map(|layer| layer.heads).collect::<Vec<_>>())),
+            ("neurons_per_layer", json!(self.layers.iter().map(|layer| layer.neurons).collect::<Vec<_>>())),
+            ("removed_attention", json!(removed(|layer| layer.attention))),
+            ("removed_ffn", json!(removed(|layer| layer.ffn))),
+        ];
+        fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
     }
 }
 
