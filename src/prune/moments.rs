@@ -88,9 +88,9 @@ impl ActivationMoments {
         // The square is the first to overflow, and NaN is in all three.
         if let Some(neuron) = values[2 * neurons..].iter().position(|value| !value.is_finite()) {
             return Err(Error::NotFinite {
-                what: format!("the activation of neuron {neuron}"),
+                what: format!("the sum of squared activations of neuron {neuron}"),
                 value: f64::from(values[2 * neurons + neuron]),
-                place: format!("in layer {layer}, summed over calibration rows"),
+                place: format!("in layer {layer}"),
             });
         }
         for (sums, values) in [sum, magnitude, square].into_iter().zip(values.chunks(neurons.max(1))) {

@@ -57,6 +57,8 @@ fn broken_configurations_are_errors_that_name_the_field() {
         (&[("secateur", json!({"heads_per_layer": [1, 1u64 << 50]}))], "heads"),
         (&[("secateur", json!({"neurons_per_layer": [1, 1u64 << 50]}))], "neurons"),
         (&[("secateur", json!({"removed_ffn": [1]}))], "layer 1"),
+        (&[("secateur", json!({"original_layers": 1}))], "before pruning"),
+        (&[("secateur", json!({"original_layers": 1u64 << 50}))], "before pruning"),
         (&[("secateur", json!({"removed_ffn": [2]}))], "removed_ffn"),
         (&[("secateur", json!([]))], "secateur"),
     ];

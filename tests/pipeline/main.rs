@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod baselines;
 mod budget;
 mod clustering;
 mod compact;
@@ -12,5 +13,6 @@ mod density;
 mod emission;
 mod hostile;
 mod loading;
+mod ranking;
 mod tiny;
 mod weight_masks;

@@ -240,6 +240,10 @@ impl ModelConfig {
         };
         within("number of layers", self.layers.len(), limit::LAYERS)?;
         within("number of layers before pruning", self.original_layers, limit::LAYERS)?;
+        if self.original_layers < self.layers.len() {
+            let message = format!("is {}, but there are {}", self.original_layers, self.layers.len());
+            return Err(Error::shape("number of layers before pruning", message));
+        }
         within("hidden size", self.hidden, limit::HIDDEN)?;
         within("head size", self.head_dim, limit::HIDDEN)?;
         within("word embedding size", self.embedding_size, limit::HIDDEN)?;

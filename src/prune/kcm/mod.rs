@@ -15,7 +15,7 @@ use std::ops::RangeInclusive;
 
 pub use d2::{Normaliser, Statistic};
 pub use merge::Scores;
-pub use options::{KernelWidth, Options, Score, Stop, Teacher};
+pub use options::{KernelWidth, Options, Score, Stop};
 pub use r2::{Ranker, Representatives};
 
 use serde_json::json;

@@ -54,16 +54,6 @@ pub enum Stop {
     Fixed(usize),
 }
 
-/// What the least-squares scaling of the kept neurons aims at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Teacher {
-    /// The model before pruning.
-    Dense,
-    /// The model pruned to √r by the same scores, as Mask-Tuning does.
-    SquareRoot,
-}
-
 /// All choices of KCM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {
@@ -89,8 +79,6 @@ pub struct Options {
     /// Labelled rows of the extension with labels: kept and masked neurons are swapped by their gradients. `None` is
     /// the method without labels.
     pub labelled: Option<usize>,
-    /// Scaling of what is kept; `None` leaves masks of zeros and ones.
-    pub scaling: Option<Teacher>,
     /// Multiple that the neurons of every layer are kept at.
     pub round_to: Option<usize>,
 }
@@ -109,19 +97,17 @@ impl Options {
             normaliser: Normaliser::Minmax,
             scope: Scope::Global,
             labelled: None,
-            scaling: Some(Teacher::Dense),
             round_to: None,
         }
     }
 
     /// There is no code of the authors. This is the choices of the only public reimplementation: s = σ², |δ| ≤ α,
-    /// z-scores, and Mask-Tuning's scaling with its teacher at √r.
+    /// z-scores.
     pub fn authors() -> Options {
         Options {
             kernel: KernelWidth::SigmaSquared,
             stop: Stop::Abs,
             normaliser: Normaliser::Zscore,
-            scaling: Some(Teacher::SquareRoot),
             ..Options::paper()
         }
     }
