@@ -10,6 +10,7 @@
 mod ceiling;
 mod model;
 mod pruning;
+mod switching;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,7 @@ use crate::session::Device;
 pub use ceiling::Ceilings;
 pub use model::{ModelTimes, OperationTime};
 pub use pruning::PruningTimes;
+pub use switching::{SwitchingTimes, random_masks};
 
 /// Models with random weights to measure with: what is measured depends on shapes, not on values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -93,7 +95,7 @@ pub struct Settings {
     pub repeats: usize,
     /// Whether training steps are measured.
     pub training: bool,
-    /// Whether Dual-CP is measured.
+    /// Whether Dual-CP and the switching of weight masks are measured.
     pub pruning: bool,
     /// Seed of weights and data.
     pub seed: u64,
@@ -110,6 +112,9 @@ pub struct Report {
     pub models: Vec<ModelTimes>,
     /// Dual-CP, by model.
     pub pruning: Vec<PruningTimes>,
+    /// From one task's weight masks to another's, by model.
+    #[serde(default)]
+    pub switching: Vec<SwitchingTimes>,
 }
 
 /// Seconds of repeated runs.
@@ -142,13 +147,16 @@ pub fn run(settings: &Settings, progress: &Progress) -> Result<Report> {
     }
     let interrupted = || progress.check(|| "nothing was written".into());
     let (device, ceilings) = ceiling::measure(settings, progress)?;
-    let mut report = Report { device, ceilings, models: Vec::new(), pruning: Vec::new() };
+    let mut report =
+        Report { device, ceilings, models: Vec::new(), pruning: Vec::new(), switching: Vec::new() };
     for &shape in &settings.shapes {
         interrupted()?;
         report.models.extend(model::measure(shape, settings, progress)?);
         if settings.pruning {
             interrupted()?;
             report.pruning.push(pruning::measure(shape, settings, progress)?);
+            interrupted()?;
+            report.switching.push(switching::measure(shape, settings, progress)?);
         }
     }
     Ok(report)

@@ -35,7 +35,7 @@ pub struct Bench {
     /// Leave training steps out.
     #[arg(long)]
     no_training: bool,
-    /// Leave Dual-CP out.
+    /// Leave Dual-CP and the switching of weight masks out.
     #[arg(long)]
     no_pruning: bool,
     /// Write everything that was measured to this file, as JSON.
@@ -164,6 +164,21 @@ fn render(report: &Report, styled: bool) -> String {
                     rate,
                 ]);
             }
+        }
+        text.push_str(&table.render(styled));
+    }
+    if !report.switching.is_empty() {
+        text.push_str("\nfrom one task's weight masks to another's, the model frozen\n");
+        let mut table = Table::new(&["model", "weights>", "bits>", "median>", "fastest>", "weights/s>"]);
+        for times in &report.switching {
+            table.row([
+                times.model.clone(),
+                format::count(times.weights as f64),
+                format::bytes(times.mask_bytes as u64),
+                format::seconds(times.seconds.median),
+                format::seconds(times.seconds.minimum),
+                format::count(times.weights as f64 / times.seconds.median),
+            ]);
         }
         text.push_str(&table.render(styled));
     }

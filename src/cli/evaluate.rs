@@ -1,19 +1,22 @@
 //! `secateur evaluate`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 use secateur::data::{Dataset, Split, Task, TaskKind};
 use secateur::eval::evaluate::Evaluator;
 use secateur::memory::MemoryPlan;
-use secateur::model::HeadRequest;
+use secateur::model::{HeadRequest, Model};
 use secateur::progress::Progress;
 use secateur::prune::UnitMasks;
+use secateur::report::RunRecord;
 use secateur::report::format;
-use secateur::report::record::{Evaluation as EvaluationRecord, InputFile};
+use secateur::report::record::Evaluation as EvaluationRecord;
 use secateur::report::table::Table;
 use secateur::session::Session;
 use secateur::{Error, Result};
+use serde_json::json;
 
 use super::context::Context;
 use super::latency::{self, LatencyOptions};
@@ -31,6 +34,7 @@ const TOKEN_BUDGET: usize = 4096;
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  secateur evaluate --model tuned --task mrpc --data MRPC\n  secateur evaluate --model tuned --task mrpc --data MRPC --masks masks.json\n  \
+                  secateur evaluate --model frozen --task mrpc --data MRPC --mask-file masks.npy\n  \
                   secateur evaluate --model small --latency --against tuned\n    \
                   seconds of a batch of both models, over a grid of batch sizes and lengths, no data needed"
 )]
@@ -39,9 +43,14 @@ pub struct Evaluate {
     model: ModelOptions,
     #[command(flatten)]
     task: TaskOptions,
-    /// Apply these head and neuron masks.
-    #[arg(long, value_name = "FILE")]
+    /// Apply these head and neuron masks: masks.json, a folder with head_mask.pt and neuron_mask.pt, one of these, or a
+    /// config.json with pruned_heads.
+    #[arg(long, value_name = "PATH")]
     masks: Option<PathBuf>,
+    /// Apply these weight masks (.npy in SMP's layout, or .safetensors of secateur) to the frozen model in memory, and
+    /// measure how long that takes.
+    #[arg(long, value_name = "FILE")]
+    mask_file: Option<PathBuf>,
     /// Split to evaluate: dev or test.
     #[arg(long, value_name = "NAME", default_value = "dev", value_parser = ["dev", "test"])]
     split: String,
@@ -62,11 +71,10 @@ impl Evaluate {
         }
         let source = load::source(&self.model.model)?;
         let mut task = load::task(&self.task)?;
-        let masks = self.masks.as_deref().map(UnitMasks::read).transpose()?;
-        if let (Some(masks), Some(path)) = (&masks, &self.masks) {
-            masks.check_widths(&source.config.widths()).map_err(|e| Error::format(path, e.to_string()))?;
-            record.inputs.push(InputFile::hash("masks", path)?);
-        }
+        let masks = match &self.masks {
+            Some(path) => Some(load::unit_masks(&mut record, path, &source.config.widths())?),
+            None => None,
+        };
         if task.kind == TaskKind::Classification {
             adopt_labels(&mut task, &source.config.labels, &self.model.model)?;
         }
@@ -81,8 +89,11 @@ impl Evaluate {
             );
             return Err(Error::usage(message));
         }
-        let mut session = Session::new(model, context.device)?;
-        let variant = if masks.is_some() { "masked" } else { "model" };
+        let mut session = match &self.mask_file {
+            Some(path) => self.switched(context, &mut record, path, model)?,
+            None => Session::new(model, context.device)?,
+        };
+        let variant = if masks.is_some() || self.mask_file.is_some() { "masked" } else { "model" };
         let mut found =
             measure(&mut session, &task, &data, masks.as_ref(), variant, &self.split, &context.progress)?;
         let config = session.model().config();
@@ -102,6 +113,35 @@ impl Evaluate {
             }
         });
         Ok(())
+    }
+}
+
+impl Evaluate {
+    /// The frozen model with the masks of a file applied.
+    fn switched(
+        &self,
+        context: &Context,
+        record: &mut RunRecord,
+        path: &Path,
+        model: Model,
+    ) -> Result<Session> {
+        let masks = load::weight_masks(record, path, &model)?;
+        let mut session = Session::frozen(model, context.device)?;
+        // The first call prepares memory and program; later ones, as between tasks, only apply bits.
+        session.apply_weight_masks(&masks)?;
+        session.executor().synchronize()?;
+        let start = Instant::now();
+        session.apply_weight_masks(&masks)?;
+        session.executor().synchronize()?;
+        let seconds = start.elapsed().as_secs_f64();
+        context.progress.note(format!(
+            "weight masks keep {} of the layers' weights, applied to the frozen model in {:.2} ms",
+            format::percent(masks.kept_fraction()),
+            1e3 * seconds
+        ));
+        let (kept, total) = (masks.kept(), masks.total());
+        record.result = Some(json!({ "weights_kept": kept, "weights": total, "switch_seconds": seconds }));
+        Ok(session)
     }
 }
 

@@ -5,13 +5,16 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use secateur::data::Task;
+use secateur::export::{mask_file, unit_masks};
 use secateur::model::{EmitOptions, Head, HeadRequest, Logits, Model};
 use secateur::program::{Extents, Mode, cost};
 use secateur::prune::dual_cp::feasible_range;
 use secateur::prune::overlap::overlap;
 use secateur::prune::{CostModel, UnitMasks};
+use secateur::report::density::{self, Density};
 use secateur::report::format;
 use secateur::report::table::Table;
+use secateur::train::checkpoint::write_atomically;
 use secateur::{Error, Result};
 use serde_json::{Value, json};
 
@@ -22,7 +25,7 @@ use super::{load, training};
 /// Look at a model: shape, parameters, bytes, FLOPs, the budgets pruning can reach, masks, programs.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  secateur inspect --model bert-base-uncased --length 53.24\n  secateur inspect --model DIR --masks a/masks.json --masks b/masks.json\n  secateur inspect --model DIR --task mrpc --program train"
+    after_help = "Examples:\n  secateur inspect --model bert-base-uncased --length 53.24\n  secateur inspect --model DIR --masks a/masks.json --masks b/masks.json\n  secateur inspect --model DIR --mask-file smp.npy --mask-file movement --figure kept.html\n  secateur inspect --model DIR --task mrpc --program train"
 )]
 pub struct Inspect {
     #[command(flatten)]
@@ -36,6 +39,13 @@ pub struct Inspect {
     /// Show what these masks keep; two or more are compared with each other.
     #[arg(long, value_name = "FILE")]
     masks: Vec<PathBuf>,
+    /// Show what these weight masks keep, by layer, matrix and head: mask files (.npy, .safetensors), or directories of
+    /// models of this shape with zeros in their matrices.
+    #[arg(long, value_name = "PATH")]
+    mask_file: Vec<PathBuf>,
+    /// Draw what is shown of weight masks to this file, .svg or .html.
+    #[arg(long, value_name = "FILE")]
+    figure: Option<PathBuf>,
     /// List the operations of a program for one row of the given length.
     #[arg(long, value_enum)]
     program: Option<ProgramName>,
@@ -81,14 +91,13 @@ impl Inspect {
         let model = load::weights(context, &mut record, &directory, &self.model.model, request)?;
         let widths = config.widths();
         let cost = CostModel::new(config.hidden, config.head_dim, self.length, widths.clone())?;
-        let masks: Vec<UnitMasks> = self.masks.iter().map(|p| UnitMasks::read(p)).collect::<Result<_>>()?;
-        for (path, masks) in self.masks.iter().zip(&masks) {
-            masks.check_widths(&widths).map_err(|e| Error::format(path, e.to_string()))?;
-        }
+        let masks: Vec<UnitMasks> =
+            self.masks.iter().map(|path| unit_masks::read(path, &widths)).collect::<Result<_>>()?;
         let mut text = String::new();
         let mut result = self.summary(&model, &cost, &mut text)?;
         self.layers(&model, &cost, &masks, &mut text);
         result["masks"] = self.compare(&cost, &masks, &mut text)?;
+        result["weights"] = self.densities(&model, &mut text)?;
         if let Some(name) = self.program {
             let listing = self.listing(&model, name)?;
             result["program"] = json!(listing.lines().collect::<Vec<_>>());
@@ -225,6 +234,43 @@ impl Inspect {
             value["overlap"] = json!({ "heads": heads, "neurons": neurons });
         }
         Ok(value)
+    }
+
+    /// What is kept of the layers' weights: of the model if it has zeros, and of every mask file.
+    fn densities(&self, model: &Model, text: &mut String) -> Result<Value> {
+        let mut densities = Vec::new();
+        let own = model.nonzero_masks();
+        // A trained model has hardly a zero.
+        if self.mask_file.is_empty() && own.kept_fraction() < 0.99 {
+            densities.push(Density::of(&self.model.model, &model.architecture, &own));
+        }
+        for path in &self.mask_file {
+            let masks = if path.is_dir() {
+                let other = Model::load(path, HeadRequest::Task(Head::Backbone), 0)?;
+                let masks = other.nonzero_masks();
+                masks.places(&model.architecture).map_err(|e| Error::format(path, e.to_string()))?;
+                masks
+            } else {
+                mask_file::read(path, &model.architecture)?.masks
+            };
+            densities.push(Density::of(path.display().to_string(), &model.architecture, &masks));
+        }
+        if densities.is_empty() {
+            return match &self.figure {
+                Some(_) => Err(Error::usage("--figure: there are no weight masks to draw; give --mask-file")),
+                None => Ok(Value::Null),
+            };
+        }
+        let _ = write!(text, "\n{}", density::text(&densities, false));
+        if let Some(path) = &self.figure {
+            let drawn = match path.extension().and_then(|extension| extension.to_str()) {
+                Some("svg") => density::svg(&densities),
+                Some("html") => density::html("Weights kept", &densities),
+                _ => return Err(Error::usage(format!("--figure {}: .svg or .html", path.display()))),
+            };
+            write_atomically(path, drawn.as_bytes())?;
+        }
+        Ok(densities.iter().map(Density::to_json).collect())
     }
 
     fn listing(&self, model: &Model, name: ProgramName) -> Result<String> {

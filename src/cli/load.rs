@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use secateur::data::{Dataset, LoadOptions, Split, Task, TaskKind, Tokenizer, batch, table::TableColumns};
-use secateur::model::{self, Head, HeadRequest, Model, ModelConfig};
+use secateur::export::{mask_file, unit_masks};
+use secateur::model::{self, Head, HeadRequest, LayerWidths, Model, ModelConfig, UnitMasks, WeightMasks};
 use secateur::report::RunRecord;
 use secateur::report::record::{BadRows, InputFile, ModelSummary, TaskSummary};
 use secateur::{Error, Result};
@@ -87,6 +88,28 @@ fn hash_model(record: &mut RunRecord, directory: &Path) -> Result<()> {
         record.inputs.push(InputFile::hash(role, &path)?);
     }
     Ok(())
+}
+
+/// Head and neuron masks of any known layout, for a model of these widths.
+pub fn unit_masks(record: &mut RunRecord, path: &Path, widths: &[LayerWidths]) -> Result<UnitMasks> {
+    let masks = unit_masks::read(path, widths)?;
+    let mut files = vec![path.to_path_buf()];
+    if path.is_dir() {
+        files = ["masks.json", "head_mask.pt", "neuron_mask.pt"].map(|name| path.join(name)).into();
+        files.retain(|file| file.is_file());
+    }
+    for file in files {
+        record.inputs.push(InputFile::hash("masks", &file)?);
+    }
+    Ok(masks)
+}
+
+/// Weight masks that belong to a model.
+pub fn weight_masks(record: &mut RunRecord, path: &Path, model: &Model) -> Result<WeightMasks> {
+    let file = mask_file::read(path, &model.architecture)?;
+    file.check_weights(path, model)?;
+    record.inputs.push(InputFile::hash("weight masks", path)?);
+    Ok(file.masks)
 }
 
 /// The task of the options.

@@ -6,6 +6,7 @@ mod context;
 mod demo;
 mod doctor;
 mod evaluate;
+mod export;
 mod finetune;
 mod forward;
 mod inspect;
@@ -47,6 +48,7 @@ enum Command {
     Evaluate(evaluate::Evaluate),
     Pretrain(pretrain::Pretrain),
     Inspect(inspect::Inspect),
+    Export(export::Export),
     Forward(forward::Forward),
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Evaluate(command) => command.run(&mut context),
         Command::Pretrain(command) => command.run(&mut context),
         Command::Inspect(command) => command.run(&mut context),
+        Command::Export(command) => command.run(&mut context),
         Command::Forward(command) => command.run(&mut context),
         Command::Doctor(command) => command.run(&mut context),
         Command::Bench(command) => command.run(&mut context),

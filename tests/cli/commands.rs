@@ -20,7 +20,7 @@ fn failure(arguments: &[&str]) -> (i32, String) {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in ["prune", "finetune", "evaluate", "inspect", "forward"] {
+    for command in ["prune", "finetune", "evaluate", "inspect", "export", "forward"] {
         let output = secateur(&[command, "--help"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && text.contains("Example"), "{command}: {text}");

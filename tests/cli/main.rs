@@ -5,6 +5,7 @@ mod support;
 
 mod commands;
 mod damage;
+mod export;
 mod hostile;
 mod latency;
 mod memory;
