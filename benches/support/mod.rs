@@ -1,5 +1,7 @@
 //! What several benchmarks share.
 
+#![allow(dead_code)] // Each benchmark uses its part.
+
 use secateur::ops::View;
 
 /// A product as BERT has it: layout (is A, is B transposed), then m, n, k.

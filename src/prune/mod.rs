@@ -25,6 +25,7 @@ pub mod overlap;
 pub mod proof;
 pub mod random;
 pub mod rounding;
+pub mod scaling;
 pub mod stream;
 pub mod weight_magnitude;
 

@@ -10,7 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::model::Model;
 use crate::prune::neuron_ranking::{self, Matrix, Scope, neuron_weights};
+use crate::prune::scaling::{self, Scaling};
 use crate::prune::{CostModel, Job, Pruned};
+
+/// Name in messages.
+const METHOD: &str = "weight magnitude";
 
 /// Which weights of a neuron are its magnitude. The papers do not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,13 +35,15 @@ pub struct Options {
     pub weights: Weights,
     /// Whether layers compete.
     pub scope: Scope,
+    /// Scaling of what is kept (the paper's "Weight-Magnitude-Scale"); `None` leaves masks of zeros and ones.
+    pub scaling: Option<Scaling>,
     /// Multiple that the neurons of every layer are kept at.
     pub round_to: Option<usize>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { weights: Weights::W1, scope: Scope::Global, round_to: None }
+        Options { weights: Weights::W1, scope: Scope::Global, scaling: None, round_to: None }
     }
 }
 
@@ -79,13 +85,13 @@ pub fn scores(model: &Model, weights: Weights) -> Vec<Vec<f64>> {
 /// Prunes for every budget of the job, in its order. Fails before anything is computed where a budget is not
 /// [`feasible`].
 pub fn prune(job: &Job, options: &Options) -> Result<Vec<Pruned>> {
-    let counts: Vec<usize> = (job.keep.iter())
-        .map(|&keep| neuron_ranking::count("weight magnitude", job.cost, keep))
-        .collect::<Result<_>>()?;
+    options.scaling.as_ref().map_or(Ok(()), |scaling| scaling.rescale.check())?;
+    job.keep.iter().try_for_each(|&keep| neuron_ranking::count(METHOD, job.cost, keep).map(drop))?;
     let scores = scores(job.model, options.weights);
-    let result = |(&keep, count): (&f64, usize)| {
-        let masks = neuron_ranking::masks(job.cost, &scores, keep, count, options.scope, options.round_to)?;
-        Pruned::of_masks(masks, keep, job.cost)
+    let choose = |keep: f64| {
+        let count = neuron_ranking::count(METHOD, job.cost, keep)?;
+        neuron_ranking::masks(job.cost, &scores, keep, count, options.scope, options.round_to)
     };
-    job.keep.iter().zip(counts).map(result).collect()
+    let result = |&keep: &f64| scaling::finish(job, keep, choose(keep)?, options.scaling.as_ref(), choose);
+    job.keep.iter().map(result).collect()
 }

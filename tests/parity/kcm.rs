@@ -253,7 +253,7 @@ fn merged_scores_and_masks_equal_the_restated_ones() {
                     continue;
                 }
                 let stop = Stop::Fixed(iterations);
-                let options = Options { kernel, stop, ..Options::default() };
+                let options = Options { kernel, stop, scaling: None, ..Options::default() };
                 with_job(Device::Cpu, &KEEP, |job| {
                     let found = kcm::Scores::compute(job, &options).unwrap();
                     assert_close(&what, &found.merged.concat(), &scores.f64(&what), SINGLE);
@@ -285,6 +285,7 @@ fn magnitude_baselines_equal_the_restated_ones() {
             score: Score::D2,
             statistic: kcm::Statistic::Absmean,
             normaliser: Normaliser::None,
+            scaling: None,
             ..Options::default()
         };
         assert_masks("output_magnitude", &kcm::prune(job, &options).unwrap(), &masks);
@@ -297,7 +298,7 @@ fn budgets_below_the_share_of_attention_are_refused() {
     let minimum = json["min_keep"].as_f64().unwrap();
     for keep in [0.5, 0.3] {
         with_job(Device::Cpu, &[0.9, keep], |job| {
-            let options = Options::default();
+            let options = Options { scaling: None, ..Options::default() };
             assert!((*kcm::feasible(job.cost, &options).start() - minimum).abs() < 1e-12);
             match kcm::prune(job, &options) {
                 Err(Error::Infeasible { asked, minimum: named, .. }) => {
@@ -339,7 +340,7 @@ fn the_number_of_neurons_is_that_of_the_papers_table() {
 fn a_backbone_is_pruned_as_its_model_is() {
     let folder = support::reference("models/bert_cls");
     let backbone = Model::load(&folder, HeadRequest::Task(Head::Backbone), 0).unwrap();
-    let options = Options::default();
+    let options = Options { scaling: None, ..Options::default() };
     with_job(Device::Cpu, &KEEP, |job| {
         let own = kcm::prune(job, &options).unwrap();
         let bare = kcm::prune(&Job { model: &backbone, ..*job }, &options).unwrap();

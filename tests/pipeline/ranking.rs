@@ -10,6 +10,7 @@ use secateur::program::{Linear, WeightOrder};
 use secateur::progress::Progress;
 use secateur::prune::kcm::{self, Normaliser, Score, Stop, labelled};
 use secateur::prune::neuron_ranking::{Scope, top_k};
+use secateur::prune::scaling::Scaling;
 use secateur::prune::{CostModel, Job, LayerWidths, Pruned, output_magnitude, rounding, weight_magnitude};
 use secateur::session::Device;
 
@@ -61,7 +62,7 @@ pub fn with_job<R>(model: &Model, examples: &[Example], keep: &[f64], body: impl
 }
 
 fn options() -> kcm::Options {
-    kcm::Options { stop: Stop::Fixed(3), ..kcm::Options::default() }
+    kcm::Options { stop: Stop::Fixed(3), scaling: None, ..kcm::Options::default() }
 }
 
 /// Every method that ranks neurons.
@@ -320,6 +321,44 @@ fn labels_swap_neurons_and_keep_their_number() {
         with_job(&model, &unlabelled, &[0.8], |job| {
             let error = kcm::prune(job, &kcm::Options { labelled: Some(8), ..options() }).unwrap_err();
             assert!(error.to_string().contains("label"), "{error}");
+        });
+    }
+}
+
+#[test]
+fn scaling_keeps_the_choice_and_lowers_the_error() {
+    for family in [Family::Bert, Family::Gpt2, Family::Opt] {
+        let (model, rows) = (model(family, Head::Backbone, 4), examples(Head::Backbone, 30, 3));
+        with_job(&model, &rows, &[1.0, 0.9, 0.75], |job| {
+            let plain = kcm::prune(job, &options()).unwrap();
+            let magnitudes = weight_magnitude::prune(job, &weight_magnitude::Options::default()).unwrap();
+            for scaling in [Scaling::default(), Scaling::authors()] {
+                let scaling = Some(scaling);
+                let scaled =
+                    kcm::prune(job, &kcm::Options { scaling: scaling.clone(), ..options() }).unwrap();
+                let options = weight_magnitude::Options { scaling, ..Default::default() };
+                let scaled_magnitudes = weight_magnitude::prune(job, &options).unwrap();
+                let pairs = plain.iter().zip(&scaled).chain(magnitudes.iter().zip(&scaled_magnitudes));
+                for (plain, scaled) in pairs {
+                    assert_eq!(plain.masks.heads, scaled.masks.heads);
+                    assert_eq!(plain.budget, scaled.budget);
+                    if plain.budget.reached == 1.0 {
+                        assert_eq!(plain.masks, scaled.masks, "nothing is pruned, so nothing is scaled");
+                        continue;
+                    }
+                    let trace = scaled.details["rescaling"].as_array().unwrap();
+                    assert!(!trace.is_empty());
+                    let mut accepted = 0;
+                    for solved in trace {
+                        assert_eq!(solved["kind"], "neurons");
+                        if solved["accepted"] == true {
+                            accepted += 1;
+                            assert!(solved["error_after"].as_f64() <= solved["error_before"].as_f64());
+                        }
+                    }
+                    assert_eq!(accepted > 0, plain.masks != scaled.masks);
+                }
+            }
         });
     }
 }

@@ -21,7 +21,7 @@ pub use r2::{Ranker, Representatives};
 use serde_json::json;
 
 use crate::error::Result;
-use crate::prune::{CostModel, Job, Pruned, neuron_ranking};
+use crate::prune::{CostModel, Job, Pruned, UnitMasks, neuron_ranking, scaling};
 
 /// Name in messages.
 const METHOD: &str = "KCM";
@@ -35,27 +35,28 @@ pub fn feasible(cost: &CostModel, _options: &Options) -> RangeInclusive<f64> {
 /// [`feasible`].
 pub fn prune(job: &Job, options: &Options) -> Result<Vec<Pruned>> {
     options.check()?;
-    let counts: Vec<usize> = (job.keep.iter())
-        .map(|&keep| neuron_ranking::count(METHOD, job.cost, keep))
-        .collect::<Result<_>>()?;
+    job.keep.iter().try_for_each(|&keep| neuron_ranking::count(METHOD, job.cost, keep).map(drop))?;
     let scores = Scores::compute(job, options)?;
     let gradients = options.labelled.map(|rows| labelled::gradients(job, rows)).transpose()?;
     let dead = scores.moments.as_ref().and_then(|moments| moments.dead_neurons());
-    let masks_at = |keep, count| {
-        neuron_ranking::masks(job.cost, &scores.merged, keep, count, options.scope, options.round_to)
+    let masks_at = |keep: f64| -> Result<(UnitMasks, usize)> {
+        let count = neuron_ranking::count(METHOD, job.cost, keep)?;
+        let Options { scope, round_to, .. } = *options;
+        let mut masks = neuron_ranking::masks(job.cost, &scores.merged, keep, count, scope, round_to)?;
+        let swaps = gradients.as_ref().map(|gradients| labelled::swap(&mut masks, &scores.merged, gradients));
+        Ok((masks, swaps.unwrap_or(0)))
     };
-    let mut results = Vec::with_capacity(counts.len());
-    for (&keep, count) in job.keep.iter().zip(counts) {
-        let mut masks = masks_at(keep, count)?;
-        let mut swaps = None;
-        if let Some(gradients) = &gradients {
-            swaps = Some(labelled::swap(&mut masks, &scores.merged, gradients));
-        }
-        let mut pruned = Pruned::of_masks(masks, keep, job.cost)?;
+    let result = |&keep: &f64| {
+        let (masks, swaps) = masks_at(keep)?;
+        let choose = |keep| Ok(masks_at(keep)?.0);
+        let mut pruned = scaling::finish(job, keep, masks, options.scaling.as_ref(), choose)?;
         pruned.notes.extend(dead.clone());
-        pruned.details = scores.details();
-        pruned.details["swaps"] = json!(swaps);
-        results.push(pruned);
-    }
-    Ok(results)
+        pruned.details = json!({
+            "scores": scores.details(),
+            "swaps": swaps,
+            "rescaling": pruned.details["rescaling"].take(),
+        });
+        Ok(pruned)
+    };
+    job.keep.iter().map(result).collect()
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::d2::{Normaliser, Statistic};
 use crate::error::{Error, Result};
 use crate::prune::neuron_ranking::Scope;
+use crate::prune::scaling::Scaling;
 
 /// Which ranking decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +80,8 @@ pub struct Options {
     /// Labelled rows of the extension with labels: kept and masked neurons are swapped by their gradients. `None` is
     /// the method without labels.
     pub labelled: Option<usize>,
+    /// Scaling of what is kept; `None` leaves masks of zeros and ones.
+    pub scaling: Option<Scaling>,
     /// Multiple that the neurons of every layer are kept at.
     pub round_to: Option<usize>,
 }
@@ -97,17 +100,19 @@ impl Options {
             normaliser: Normaliser::Minmax,
             scope: Scope::Global,
             labelled: None,
+            scaling: Some(Scaling::default()),
             round_to: None,
         }
     }
 
     /// There is no code of the authors. This is the choices of the only public reimplementation: s = σ², |δ| ≤ α,
-    /// z-scores.
+    /// z-scores, and the scaling of Mask-Tuning's released code.
     pub fn authors() -> Options {
         Options {
             kernel: KernelWidth::SigmaSquared,
             stop: Stop::Abs,
             normaliser: Normaliser::Zscore,
+            scaling: Some(Scaling::authors()),
             ..Options::paper()
         }
     }
@@ -123,7 +128,7 @@ impl Options {
         if self.labelled == Some(0) {
             return Err(Error::usage("the labelled extension needs at least one labelled row"));
         }
-        Ok(())
+        self.scaling.as_ref().map_or(Ok(()), |scaling| scaling.rescale.check())
     }
 }
 

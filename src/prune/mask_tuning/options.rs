@@ -74,6 +74,24 @@ impl RescaleOptions {
             own_ffn_unmasked: true,
         }
     }
+
+    /// Fails on values that cannot work.
+    pub fn check(&self) -> Result<()> {
+        if !(self.solver.damp >= 0.0 && self.solver.damp.is_finite()) {
+            return Err(Error::usage(format!(
+                "the damping must be a number of at least 0, not {}",
+                self.solver.damp
+            )));
+        }
+        if self.largest_scale.is_nan() || self.largest_scale <= 0.0 {
+            let message = format!("the largest scale must be positive, not {}", self.largest_scale);
+            return Err(Error::usage(message));
+        }
+        if self.iterations_per_unknown == 0 {
+            return Err(Error::usage("the solver needs at least one iteration an unknown"));
+        }
+        Ok(())
+    }
 }
 
 impl Default for RescaleOptions {
@@ -118,21 +136,7 @@ impl Options {
 
     /// Fails on values that cannot work.
     pub fn check(&self) -> Result<()> {
-        let Some(rescale) = &self.rescale else { return Ok(()) };
-        if !(rescale.solver.damp >= 0.0 && rescale.solver.damp.is_finite()) {
-            return Err(Error::usage(format!(
-                "the damping must be a number of at least 0, not {}",
-                rescale.solver.damp
-            )));
-        }
-        if rescale.largest_scale.is_nan() || rescale.largest_scale <= 0.0 {
-            let message = format!("the largest scale must be positive, not {}", rescale.largest_scale);
-            return Err(Error::usage(message));
-        }
-        if rescale.iterations_per_unknown == 0 {
-            return Err(Error::usage("the solver needs at least one iteration an unknown"));
-        }
-        Ok(())
+        self.rescale.as_ref().map_or(Ok(()), RescaleOptions::check)
     }
 
     /// How gradients are grouped for mini-batches of `rows`.
