@@ -5,14 +5,17 @@
 //! inputs), `clustering` (its trees) and `overlap` (how much two tasks' masks share) beside it. [`Job`] is what the
 //! methods that need no retraining are given, [`Stream`] their calibration rows on the way up through the model. `kcm`
 //! and the magnitude baselines rank neurons (`neuron_ranking`) by weights and by `moments` of their activations;
-//! `importance`, `layer_dropping` and `random` are the other baselines.
+//! `importance`, `layer_dropping` and `random` are the other baselines. `k_prune` prunes and tunes sublayer by sublayer, with
+//! `cholesky` for its normal equations.
 
 pub mod calibrate;
+pub mod cholesky;
 pub mod clustering;
 pub mod cost;
 pub mod dual_cp;
 pub mod importance;
 pub mod job;
+pub mod k_prune;
 pub mod kcm;
 pub mod layer_dropping;
 pub mod lsmr;
