@@ -329,9 +329,22 @@ impl Builder {
         // The product that feeds dA reads dz, which may be the residual's gradient slot: it comes before anything
         // accumulates into that slot.
         if let Some((da, accumulate)) = self.contribution(a, required) {
-            let epilogue = Epilogue { accumulate, ..Epilogue::default() };
             let transpose_b = !transpose_b;
-            self.push(Op::Gemm { a: dz, transpose_a: false, b, transpose_b, c: da, epilogue });
+            match self.gradient_rows.get(&c).copied() {
+                None => {
+                    let epilogue = Epilogue { accumulate, ..Epilogue::default() };
+                    self.push(Op::Gemm { a: dz, transpose_a: false, b, transpose_b, c: da, epilogue });
+                }
+                Some(rows) => {
+                    let few = self.gather(&format!("rows of {}", self.name(dz)), dz, rows);
+                    let (extent, _) = self.shape(few);
+                    let name = format!("rows of {} from {}", self.name(da), self.name(c));
+                    let dy = self.temporary(name, extent, self.shape(a).1);
+                    let epilogue = Epilogue::default();
+                    self.push(Op::Gemm { a: few, transpose_a: false, b, transpose_b, c: dy, epilogue });
+                    self.push(Op::ScatterAdd { dy, rows, dx: da, accumulate });
+                }
+            }
         }
         if let Some(residual) = epilogue.residual {
             self.residual_contribution(residual, dy, required);

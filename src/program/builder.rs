@@ -129,6 +129,8 @@ pub struct Builder {
     pub(crate) wanted_masks: Vec<SlotId>,
     /// Slots for whose columns the gradient of a mask of ones is wanted, and where the backward pass puts it.
     pub(crate) wanted_columns: Vec<(SlotId, Option<SlotId>)>,
+    /// Slots whose gradient is zero outside some rows, and those rows.
+    pub(crate) gradient_rows: HashMap<SlotId, SlotId>,
     parameter_slots: HashMap<ParameterId, SlotId>,
     key: Option<SlotId>,
     sites: u32,
@@ -151,6 +153,7 @@ impl Builder {
             gradient: HashMap::new(),
             wanted_masks: Vec::new(),
             wanted_columns: Vec::new(),
+            gradient_rows: HashMap::new(),
             parameter_slots: HashMap::new(),
             key: None,
             sites: 0,
@@ -252,6 +255,12 @@ impl Builder {
     pub fn want_column_gradient(&mut self, slot: SlotId) {
         assert!(self.mode.mask_gradients, "mask gradients need Mode::mask_gradients");
         self.wanted_columns.push((slot, None));
+    }
+
+    /// Promises that the gradient of `slot`, the result of a linear layer, is zero outside `rows`: the backward pass then
+    /// computes the product behind it for those rows alone.
+    pub fn gradient_only_in(&mut self, slot: SlotId, rows: SlotId) {
+        self.gradient_rows.insert(slot, rows);
     }
 
     /// Extents and columns of a slot.

@@ -7,7 +7,8 @@ use secateur::launch::Precision;
 use secateur::model::{EmitOptions, Head, Logits};
 use secateur::program::{Extents, Mode};
 use secateur::progress::Progress;
-use secateur::prune::{Stream, UnitMasks};
+use secateur::prune::k_prune::{self, Options};
+use secateur::prune::{CostModel, Job, Pruned, Stream, UnitMasks};
 use secateur::session::{Device, Prepared, Session, Weighting};
 
 use crate::models::{self, FAMILIES};
@@ -234,4 +235,38 @@ fn the_kernels_of_devices_agree_with_the_reference_operation_by_operation() {
     lock_step(device, "bert", Head::Span, 3);
     lock_step(device, "roberta", Head::Classification { labels: 3 }, 2);
     lock_step(device, "gpt2", Head::CausalLm, 3);
+}
+
+/// A whole pruning on the kernels of devices chooses the units that the CPU chooses, and tunes to the same weights.
+#[test]
+fn k_prune_on_a_device_gives_the_masks_of_the_cpu() {
+    let head = Head::Classification { labels: 3 };
+    let model = models::model("bert", head, 0.0);
+    let examples = models::examples("bert", head, 5, 8);
+    let config = model.config();
+    let cost = CostModel::new(config.hidden, config.head_dim, 9.0, config.widths()).expect("a cost model");
+    let progress = Progress::silent();
+    let prune = |device| -> Pruned {
+        let job = Job {
+            model: &model,
+            device,
+            examples: &examples,
+            batch_rows: 3,
+            cost: &cost,
+            keep: &[0.6],
+            seed: 0,
+            progress: &progress,
+        };
+        k_prune::prune(&job, &Options::default()).expect("prunes").remove(0)
+    };
+    let expected = prune(Device::Cpu);
+    let found = prune(Device::Emulated { precision: Precision::F32 });
+    assert_eq!(found.masks, expected.masks);
+    let distance = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+    };
+    let (found, expected) = (found.values.expect("tuned"), expected.values.expect("tuned"));
+    let moved = distance(&expected, &model.values);
+    let apart = distance(&found, &expected);
+    assert!(apart < 0.01 * moved, "weights moved by {moved}, the device's are {apart} apart");
 }

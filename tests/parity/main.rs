@@ -4,6 +4,7 @@
 mod support;
 
 mod dual_cp;
+mod k_prune;
 mod kcm;
 mod mask_tuning;
 mod metrics;

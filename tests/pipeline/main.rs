@@ -12,6 +12,7 @@ mod data;
 mod density;
 mod emission;
 mod hostile;
+mod k_prune;
 mod loading;
 mod ranking;
 mod tiny;
