@@ -211,13 +211,15 @@ fn logits(case: &Case, pruned: &Pruned) -> Vec<f64> {
     session.read_wide(&prepared, prepared.slots.logits.unwrap(), &extents).unwrap()
 }
 
-/// Checks E1 to E3: the authors' profile follows the released code along its whole sequence, on the fast executor and in
-/// f64.
+/// Checks E1 to E3: the authors' profile follows the released code along its whole sequence, on the fast executor and, one
+/// budget, in f64.
 #[test]
 fn the_authors_profile_follows_the_released_code() {
     for (model, removed) in CASES {
         let Some(case) = Case::open(model, removed) else { continue };
-        for device in [Device::Cpu, Device::Reference] {
+        // The executor that restates the formulas takes its time.
+        let devices = if removed == "0.5" { vec![Device::Cpu, Device::Reference] } else { vec![Device::Cpu] };
+        for device in devices {
             let pruned = compare(&case, device);
             let (found, expected) = (logits(&case, &pruned), case.expected.f64("logits"));
             let scale = expected.iter().fold(0.0f64, |max, value| max.max(value.abs()));

@@ -34,6 +34,7 @@ mod sublayer;
 mod tune;
 
 use std::ops::RangeInclusive;
+use std::time::Instant;
 
 pub use measure::{Wanted, program};
 pub use options::{Emptied, Options, Regression, Search};
@@ -43,6 +44,7 @@ pub use student::{Step, Tuning};
 use crate::error::{Error, Result};
 use crate::memory::MemoryPlan;
 use crate::model::EmptySublayers;
+use crate::program::Plan;
 use crate::prune::{CostModel, Job, Pruned, UnitMasks};
 use crate::session::{Prepared, Session};
 
@@ -104,11 +106,17 @@ pub fn prune_watched(
 
     let mut teacher: Option<Teacher> = None;
     let mut stage = progress.stage("k-prune", (sublayers * students.len()) as u64, "sublayers");
+    // Parts of the stage, which are too many to be stages of their own.
+    let ended = |part: &str, start: Instant| {
+        progress.record_seconds(&format!("k-prune / {part}"), start.elapsed().as_secs_f64());
+        Instant::now()
+    };
     for at in 0..sublayers {
+        let start = Instant::now();
         let mut measurement = Measurement::new(at, &widths);
         if teacher.is_none() {
             teacher = Some(measurement.of_outputs(&mut shop)?);
-            plan_memory(&mut memory, &shop, job, teacher.as_ref(), &widths);
+            plan_memory(&mut memory, &shop, job, teacher.as_ref(), &widths)?;
         }
         let Some(teacher) = &teacher else { unreachable!("measured with the first sublayer") };
         let mut scores = Vec::with_capacity(students.len());
@@ -117,6 +125,7 @@ pub fn prune_watched(
             let scored = knowledge.scores(&mean_squares, &rows, config.head_dim, costs, options);
             scores.push(scored);
         }
+        let start = ended("measurement", start);
 
         let sublayer = Sublayer::prepare(&mut shop.session, at, rows.capacity)?;
         let mut sums = Vec::with_capacity(rows.batches.len());
@@ -127,6 +136,7 @@ pub fn prune_watched(
             Ok(())
         })?;
         below = above;
+        let start = ended("teacher", start);
 
         for (index, (student, scores)) in students.iter_mut().zip(&scores).enumerate() {
             if widths[at] == 0 {
@@ -142,6 +152,7 @@ pub fn prune_watched(
             stage.detail(format!("keep {}", job.keep[index]));
             stage.advance(1);
         }
+        ended("search and tuning", start);
     }
     stage.finish();
     students.into_iter().zip(job.keep).map(|(student, &keep)| finish(job, options, student, keep)).collect()
@@ -232,16 +243,25 @@ fn check(job: &Job, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Says what the whole run will hold, once the largest programs are prepared.
+/// Says what the whole run will hold at most.
 fn plan_memory(
     memory: &mut MemoryPlan,
     shop: &Workshop,
     job: &Job,
     teacher: Option<&Teacher>,
     widths: &[usize],
-) {
+) -> Result<()> {
     let hidden = shop.model.config().hidden;
     let budgets = job.keep.len();
+    let held = shop.session.host_bytes();
+    if held > 0 {
+        // The largest program is the first that differentiates; all keep the inputs they were prepared with.
+        let (mode, emitted) = program(&shop.model.architecture, shop.options, 0, Wanted::Gradients)?;
+        let largest = shop.model.architecture.emit(mode, &emitted)?.program;
+        let activations = Plan::new(&largest, shop.rows.capacity).bytes(4);
+        let inputs = 4 * shop.rows.capacity.tokens * (hidden + 8) * 3 * widths.len();
+        memory.add("the model, activations and inputs", held + activations + inputs);
+    }
     // Of each student its own, of the teacher those below and above a sublayer and its sums, of a student on its way one more.
     memory.add("hidden states", 4 * shop.rows.tokens * hidden * (budgets + 4));
     memory.add("the teacher's answers", teacher.map_or(0, Teacher::bytes));
@@ -249,6 +269,7 @@ fn plan_memory(
     memory.add("normal equations", LeastSquares::bytes(widest, hidden, shop.rows.capacity.tokens));
     memory.add("tuned parameters", 2 * 4 * budgets * shop.model.layout().block_len());
     job.progress.plan_memory(memory);
+    Ok(())
 }
 
 fn finish(job: &Job, options: &Options, student: Student, keep: f64) -> Result<Pruned> {

@@ -129,7 +129,9 @@ impl LeastSquares {
 
     /// Bytes of this process that the products take for `width` features.
     pub fn bytes(width: usize, hidden: usize, tokens: usize) -> usize {
-        // Inputs, results in f32 and read back in f64, sums in f64, and a factor.
-        4 * tokens * (width + hidden) + 12 * width * (width + hidden) + 8 * width * (2 * width + 2 * hidden)
+        // Inputs and what they are written from, results in f32 and read back in f64, sums in f64, and a factor.
+        2 * 4 * tokens * (width + hidden)
+            + 12 * width * (width + hidden)
+            + 8 * width * (2 * width + 2 * hidden)
     }
 }
