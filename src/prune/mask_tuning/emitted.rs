@@ -1,6 +1,7 @@
 //! The programs that move teacher and student through one sublayer.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::normal::{NormalEquations, NormalSlots};
 use crate::data::Batch;
@@ -162,6 +163,27 @@ impl Emitted {
         };
         executor.run(self.id, &extents)?;
         Ok(extents)
+    }
+
+    /// Seconds of each of `repeats` runs on one batch that was written before, after `warm_up` more.
+    pub fn time(
+        &self,
+        session: &mut Session,
+        batch: &Batch,
+        hidden: &[f32],
+        warm_up: usize,
+        repeats: usize,
+    ) -> Result<Vec<f64>> {
+        let extents = self.run(session, batch, hidden, &[])?;
+        let executor = session.executor();
+        let mut run = || {
+            let start = Instant::now();
+            executor.run(self.id, &extents)?;
+            executor.synchronize()?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        (0..warm_up).try_for_each(|_| run().map(|_| ()))?;
+        (0..repeats).map(|_| run()).collect()
     }
 
     /// Columns of the features.

@@ -6,6 +6,7 @@
 //! ```
 
 mod emitted;
+pub mod latency;
 mod normal;
 mod options;
 mod rearrange;
@@ -14,7 +15,7 @@ mod search;
 mod system;
 
 pub use normal::{NormalEquations, NormalSlots};
-pub use options::{Fisher, OnReject, Options, RescaleOptions, Teacher};
+pub use options::{Budget, Fisher, OnReject, Options, RescaleOptions, Teacher};
 pub use rearrange::{pruned_loss, rearrange, rearrange_layer};
 pub use rescale::{FEATURE_BYTES, Rescaled, rescale, rescale_observed};
 pub use search::{Importance, SearchRule, search};
@@ -23,66 +24,102 @@ pub use system::{SublayerTrace, System};
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
-use crate::prune::mask_gradients::{Objective, Source, mask_gradients};
+use self::latency::{LatencyFit, LatencyPlan, search_latency};
+use crate::prune::mask_gradients::{MaskGradients, Objective, Source, mask_gradients};
 use crate::prune::{CostModel, Job, Pruned, UnitMasks};
 use crate::session::Session;
 
 /// Budgets that [`prune`] can meet: from one unit of the cheaper kind to everything.
-pub fn feasible(cost: &CostModel, options: &Options) -> RangeInclusive<f64> {
-    match options.search {
-        // The released search accepts any budget and exceeds those below what one head costs.
-        SearchRule::Released => 0.0..=1.0,
-        SearchRule::WithinBudget => cost.head().min(cost.neuron()) / cost.total()..=1.0,
-    }
+pub fn feasible(cost: &CostModel, options: &Options) -> Result<RangeInclusive<f64>> {
+    let least = match (&options.budget, options.search) {
+        (Budget::Latency(table), _) => {
+            let (heads, neurons) = (LatencyFit::of(&table.heads)?, LatencyFit::of(&table.neurons)?);
+            let dense = cost.layers.iter().map(|layer| heads.at(layer.heads) + neurons.at(layer.neurons));
+            heads.flat.min(neurons.flat) / dense.sum::<f64>()
+        }
+        // The released search takes any budget and exceeds those below what one head costs.
+        (Budget::Macs, SearchRule::Released) => 0.0,
+        (Budget::Macs, SearchRule::WithinBudget) => cost.head().min(cost.neuron()) / cost.total(),
+    };
+    Ok(least..=1.0)
 }
 
 /// Prunes for every budget of the job; gradients are computed once. The job's model has its task head and its rows their
 /// labels. Fails on budgets outside [`feasible`] before anything is computed.
 pub fn prune(job: &Job, options: &Options) -> Result<Vec<Pruned>> {
     options.check()?;
-    let range = feasible(job.cost, options);
+    let range = feasible(job.cost, options)?;
     for keep in job.keep {
         // No number of units is worth nothing: 0 is outside for every rule.
         if !(range.contains(keep) && *keep > 0.0) {
             return Err(Error::usage(format!(
-                "mask-tuning cannot keep {keep} of the multiply-accumulates; feasible here: {:.6} to 1",
+                "mask-tuning cannot keep {keep} of the {}; feasible here: {:.6} to 1",
+                match options.budget {
+                    Budget::Macs => "multiply-accumulates",
+                    Budget::Latency(_) => "latency",
+                },
                 range.start()
             )));
         }
     }
-    let widths = job.model.config().widths();
-    let ones = UnitMasks::ones(&widths);
     let gradients = {
         let mut session = Session::of(job.model, job.device)?;
         let (source, grouping) = (Source::Rows(job.examples), options.grouping(job.batch_rows));
+        let ones = UnitMasks::ones(&job.model.config().widths());
         mask_gradients(&mut session, source, grouping, Objective::Loss, &ones, job.progress)?
     };
     let importance = gradients.fisher();
-    let mut results = Vec::with_capacity(job.keep.len());
-    for &keep in job.keep {
-        let mut masks = search(&importance, job.cost, keep, options.search)?;
-        if options.rearrange {
-            let _stage = job.progress.stage("rearrangement", 0, "layers");
-            masks = rearrange(&masks, &gradients);
+    job.keep.iter().map(|&keep| prune_one(job, options, keep, &gradients, &importance)).collect()
+}
+
+/// One budget, from the gradients on.
+fn prune_one(
+    job: &Job,
+    options: &Options,
+    keep: f64,
+    gradients: &MaskGradients,
+    importance: &Importance,
+) -> Result<Pruned> {
+    let mut latency = None;
+    let mut search_at = |keep: f64| match &options.budget {
+        Budget::Macs => search(importance, job.cost, keep, options.search),
+        Budget::Latency(table) => {
+            let (heads, neurons) = (LatencyFit::of(&table.heads)?, LatencyFit::of(&table.neurons)?);
+            let LatencyPlan { masks, dense, budget, predicted } =
+                search_latency(importance, &heads, &neurons, keep)?;
+            latency = Some(serde_json::json!({
+                "batch": table.batch, "length": table.length, "device": table.device, "heads": heads,
+                "neurons": neurons, "dense_seconds": dense, "budget_seconds": budget, "predicted_seconds": predicted,
+            }));
+            Ok(masks)
         }
-        let mut trace = Vec::new();
-        let mut notes = Vec::new();
-        if let Some(rescaling) = &options.rescale {
-            let teacher = match options.teacher {
-                Teacher::Dense => ones.clone(),
-                Teacher::SquareRoot => search(&importance, job.cost, keep.sqrt(), options.search)?,
-            };
-            let rescaled = rescale(job, &masks, &teacher, rescaling)?;
-            notes = rescaled.notes();
-            (masks, trace) = (rescaled.masks, rescaled.trace);
-        }
-        let mut pruned = Pruned::of_masks(masks, keep, job.cost)?;
-        if pruned.budget.reached > keep * (1.0 + 1e-9) {
-            notes.push(format!("keep {keep}: the released search exceeds budgets smaller than its heads"));
-        }
-        pruned.notes = notes;
-        pruned.details = serde_json::json!({ "importance": importance, "rescaling": trace });
-        results.push(pruned);
+    };
+    let teacher = match (&options.rescale, options.teacher) {
+        (Some(_), Teacher::SquareRoot) => search_at(keep.sqrt())?,
+        _ => UnitMasks::ones(&job.cost.layers),
+    };
+    let searched = search_at(keep)?;
+    let mut masks = searched.clone();
+    if options.rearrange {
+        let _stage = job.progress.stage("rearrangement", 0, "layers");
+        masks = rearrange(&masks, gradients);
     }
-    Ok(results)
+    let (mut notes, mut trace) = (Vec::new(), Vec::new());
+    if let Some(rescaling) = &options.rescale {
+        let rescaled = rescale(job, &masks, &teacher, rescaling)?;
+        notes = rescaled.notes();
+        (masks, trace) = (rescaled.masks, rescaled.trace);
+    }
+    let mut pruned = Pruned::of_masks(masks, keep, job.cost)?;
+    if latency.is_none() && pruned.budget.reached > keep * (1.0 + 1e-9) {
+        notes.push(format!("keep {keep}: the released search exceeds budgets smaller than its heads"));
+    }
+    pruned.notes = notes;
+    pruned.details = serde_json::json!({
+        "importance": importance,
+        "searched_widths": searched.widths(),
+        "latency": latency,
+        "rescaling": trace,
+    });
+    Ok(pruned)
 }

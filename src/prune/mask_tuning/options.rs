@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::latency::LatencyTable;
 use super::search::SearchRule;
 use crate::error::{Error, Result};
 use crate::prune::lsmr::LsmrOptions;
@@ -26,6 +27,16 @@ pub enum Teacher {
     SquareRoot,
     /// The model before pruning, as the paper's equation says.
     Dense,
+}
+
+/// What the keep fraction is a fraction of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Budget {
+    /// Multiply–accumulates.
+    Macs,
+    /// The dense model's latency as these tables predict it.
+    Latency(LatencyTable),
 }
 
 /// What to do with scales that are not accepted.
@@ -107,7 +118,9 @@ impl Default for RescaleOptions {
 pub struct Options {
     /// Importance.
     pub fisher: Fisher,
-    /// Search under the budget of multiply–accumulates.
+    /// What is kept a fraction of.
+    pub budget: Budget,
+    /// Search under a budget of multiply–accumulates.
     pub search: SearchRule,
     /// Whether the greedy rearrangement follows the search.
     pub rearrange: bool,
@@ -127,6 +140,7 @@ impl Options {
     pub fn authors() -> Options {
         Options {
             fisher: Fisher::MiniBatch,
+            budget: Budget::Macs,
             search: SearchRule::Released,
             rearrange: true,
             rescale: Some(RescaleOptions::authors()),
