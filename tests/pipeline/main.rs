@@ -14,6 +14,7 @@ mod emission;
 mod hostile;
 mod k_prune;
 mod loading;
+mod mask_tuning;
 mod ranking;
 mod tiny;
 mod weight_masks;

@@ -23,32 +23,33 @@ pub use system::{SublayerTrace, System};
 
 use std::ops::RangeInclusive;
 
+use self::latency::{LatencyPlan, search_latency};
 use crate::error::{Error, Result};
-use self::latency::{LatencyFit, LatencyPlan, search_latency};
 use crate::prune::mask_gradients::{MaskGradients, Objective, Source, mask_gradients};
-use crate::prune::{CostModel, Job, Pruned, UnitMasks};
+use crate::prune::rounding::round_to;
+use crate::prune::{CostModel, Job, LayerWidths, Pruned, UnitMasks};
 use crate::session::Session;
 
-/// Budgets that [`prune`] can meet: from one unit of the cheaper kind to everything.
-pub fn feasible(cost: &CostModel, options: &Options) -> Result<RangeInclusive<f64>> {
+/// Budgets that [`prune`] can meet: from one unit of the cheaper kind (one sublayer, where latency is what counts) to
+/// everything. [`Options::check`] tells of latency tables that cannot be used; here they have no lower limit.
+pub fn feasible(cost: &CostModel, options: &Options) -> RangeInclusive<f64> {
     let least = match (&options.budget, options.search) {
-        (Budget::Latency(table), _) => {
-            let (heads, neurons) = (LatencyFit::of(&table.heads)?, LatencyFit::of(&table.neurons)?);
-            let dense = cost.layers.iter().map(|layer| heads.at(layer.heads) + neurons.at(layer.neurons));
-            heads.flat.min(neurons.flat) / dense.sum::<f64>()
-        }
+        (Budget::Latency(table), _) => table.fits().map_or(0.0, |(heads, neurons)| {
+            let layer = |layer: &LayerWidths| heads.at(layer.heads) + neurons.at(layer.neurons);
+            heads.flat.min(neurons.flat) / cost.layers.iter().map(layer).sum::<f64>()
+        }),
         // The released search takes any budget and exceeds those below what one head costs.
         (Budget::Macs, SearchRule::Released) => 0.0,
         (Budget::Macs, SearchRule::WithinBudget) => cost.head().min(cost.neuron()) / cost.total(),
     };
-    Ok(least..=1.0)
+    least..=1.0
 }
 
 /// Prunes for every budget of the job; gradients are computed once. The job's model has its task head and its rows their
 /// labels. Fails on budgets outside [`feasible`] before anything is computed.
 pub fn prune(job: &Job, options: &Options) -> Result<Vec<Pruned>> {
     options.check()?;
-    let range = feasible(job.cost, options)?;
+    let range = feasible(job.cost, options);
     for keep in job.keep {
         // No number of units is worth nothing: 0 is outside for every rule.
         if !(range.contains(keep) && *keep > 0.0) {
@@ -84,7 +85,7 @@ fn prune_one(
     let mut search_at = |keep: f64| match &options.budget {
         Budget::Macs => search(importance, job.cost, keep, options.search),
         Budget::Latency(table) => {
-            let (heads, neurons) = (LatencyFit::of(&table.heads)?, LatencyFit::of(&table.neurons)?);
+            let (heads, neurons) = table.fits()?;
             let LatencyPlan { masks, dense, budget, predicted } =
                 search_latency(importance, &heads, &neurons, keep)?;
             latency = Some(serde_json::json!({
@@ -98,7 +99,10 @@ fn prune_one(
         (Some(_), Teacher::SquareRoot) => search_at(keep.sqrt())?,
         _ => UnitMasks::ones(&job.cost.layers),
     };
-    let searched = search_at(keep)?;
+    let mut searched = search_at(keep)?;
+    if let Some(multiple) = options.round_to {
+        searched = round_to(&searched, &importance.neurons, job.cost, keep, multiple)?;
+    }
     let mut masks = searched.clone();
     if options.rearrange {
         let _stage = job.progress.stage("rearrangement", 0, "layers");

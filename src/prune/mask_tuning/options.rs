@@ -122,6 +122,9 @@ pub struct Options {
     pub budget: Budget,
     /// Search under a budget of multiply–accumulates.
     pub search: SearchRule,
+    /// Layers keep multiples of so many neurons ([`round_to`](crate::prune::rounding::round_to)); only under a budget of multiply–accumulates,
+    /// since a latency table has the steps of the device in it.
+    pub round_to: Option<usize>,
     /// Whether the greedy rearrangement follows the search.
     pub rearrange: bool,
     /// The rescaling; `None` keeps zero–one masks.
@@ -142,6 +145,7 @@ impl Options {
             fisher: Fisher::MiniBatch,
             budget: Budget::Macs,
             search: SearchRule::Released,
+            round_to: None,
             rearrange: true,
             rescale: Some(RescaleOptions::authors()),
             teacher: Teacher::SquareRoot,
@@ -150,6 +154,14 @@ impl Options {
 
     /// Fails on values that cannot work.
     pub fn check(&self) -> Result<()> {
+        if let Budget::Latency(table) = &self.budget {
+            table.fits()?;
+            if self.round_to.is_some() {
+                return Err(Error::usage(
+                    "rounding widths needs a budget of multiply-accumulates, not of latency",
+                ));
+            }
+        }
         self.rescale.as_ref().map_or(Ok(()), RescaleOptions::check)
     }
 

@@ -84,8 +84,7 @@ impl LatencyTable {
             Ok::<f64, Error>(seconds)
         };
         let by_head = (1..=heads).map(|units| time(0, units)).collect::<Result<Vec<f64>>>()?;
-        let by_neuron =
-            measured_neurons.iter().map(|&units| time(1, units)).collect::<Result<Vec<f64>>>()?;
+        let by_neuron = measured_neurons.iter().map(|&units| time(1, units)).collect::<Result<Vec<f64>>>()?;
         Ok(LatencyTable {
             batch: options.batch,
             length: options.length,

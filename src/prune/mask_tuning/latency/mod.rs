@@ -42,6 +42,13 @@ pub struct LatencyFit {
     pub slope: f64,
 }
 
+impl LatencyTable {
+    /// The fits of both kinds. Fails as [`LatencyFit::of`].
+    pub fn fits(&self) -> Result<(LatencyFit, LatencyFit)> {
+        Ok((LatencyFit::of(&self.heads)?, LatencyFit::of(&self.neurons)?))
+    }
+}
+
 impl LatencyFit {
     /// The fit of smallest squared error to a table of 1, 2, … units: for each τ the flat part is the mean of the first τ
     /// entries, and the slope the least-squares line through it of the entries above, not below 0. Of equally good τ the

@@ -48,13 +48,14 @@ impl<'a> Kind<'a> {
         let first = |layer: usize| -> f64 {
             order[layer].iter().take(fit.threshold).map(|&unit| importance[layer][unit]).sum()
         };
-        let mut layers: Vec<usize> = (0..importance.len()).filter(|&layer| !order[layer].is_empty()).collect();
+        let mut layers: Vec<usize> =
+            (0..importance.len()).filter(|&layer| !order[layer].is_empty()).collect();
         layers.sort_by(|&a, &b| first(b).total_cmp(&first(a)));
         let base = (0..=layers.len()).map(|kept| layers[..kept].iter().map(|&layer| first(layer)).sum());
         let extra = (0..=layers.len()).map(|kept| {
-            let units = layers[..kept].iter().flat_map(|&layer| {
-                order[layer].iter().skip(fit.threshold).map(move |&unit| (layer, unit))
-            });
+            let units = layers[..kept]
+                .iter()
+                .flat_map(|&layer| order[layer].iter().skip(fit.threshold).map(move |&unit| (layer, unit)));
             Ranking::among(importance, units.collect())
         });
         Kind { base: base.collect(), extra: extra.collect(), fit, layers, order }
@@ -81,8 +82,7 @@ pub fn search_latency(
     importance.check()?;
     let predict = |layers: &[usize], fit: &LatencyFit| layers.iter().map(|&units| fit.at(units)).sum::<f64>();
     let counts = |layers: &[Vec<f64>]| layers.iter().map(Vec::len).collect::<Vec<usize>>();
-    let dense =
-        predict(&counts(&importance.heads), heads) + predict(&counts(&importance.neurons), neurons);
+    let dense = predict(&counts(&importance.heads), heads) + predict(&counts(&importance.neurons), neurons);
     // As in the search under multiply–accumulates, a budget of everything buys everything.
     let budget = keep * dense * (1.0 + 1e-12);
     let (attention, ffn) = (Kind::new(&importance.heads, heads), Kind::new(&importance.neurons, neurons));
@@ -94,8 +94,7 @@ pub fn search_latency(
                 continue;
             }
             let flat = attention_layers as f64 * heads.flat + ffn_layers as f64 * neurons.flat;
-            let (more_heads, more_neurons) =
-                (&attention.extra[attention_layers], &ffn.extra[ffn_layers]);
+            let (more_heads, more_neurons) = (&attention.extra[attention_layers], &ffn.extra[ffn_layers]);
             let all_heads = more_heads.units.len();
             // Free heads are all taken; there is nothing to weigh.
             let fewest = if heads.slope > 0.0 { 0 } else { all_heads };
