@@ -255,7 +255,7 @@ impl Session {
             write(inputs.labels, labels)?;
             targets = positions.len();
         } else {
-            model::answer_rows(model.config(), &batch.cu_seqlens, ints)?;
+            model.architecture.answer_rows(&batch.input_ids, &batch.cu_seqlens, ints)?;
             write(inputs.rows, ints)?;
         }
         match &batch.targets {

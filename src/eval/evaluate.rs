@@ -69,7 +69,21 @@ impl Evaluator {
         data: &Dataset,
         progress: &Progress,
     ) -> Result<Evaluation> {
-        let mut stage = progress.stage("evaluation", data.examples.len() as u64, "rows");
+        let (results, tokens) = self.outputs(session, task, data, "evaluation", progress)?;
+        score(task, data, &results, tokens)
+    }
+
+    /// Runs every batch; returns the outputs of each row (logits, pairs of logits of each token, or losses), in the order
+    /// of the data, and the number of tokens that went through the model.
+    pub fn outputs(
+        &mut self,
+        session: &mut Session,
+        task: &Task,
+        data: &Dataset,
+        stage: &str,
+        progress: &Progress,
+    ) -> Result<(Vec<Vec<f32>>, usize)> {
+        let mut stage = progress.stage(stage, data.examples.len() as u64, "rows");
         let mut results: Vec<Vec<Vec<f32>>> = Vec::with_capacity(self.plan.batches.len());
         let mut tokens = 0;
         for rows in &self.plan.batches {
@@ -86,8 +100,7 @@ impl Evaluator {
             results.push(by_row(task, &self.batch, &self.values)?);
             stage.advance(rows.len() as u64);
         }
-        let results = self.plan.in_original_order(results)?;
-        score(task, data, &results, tokens)
+        Ok((self.plan.in_original_order(results)?, tokens))
     }
 }
 

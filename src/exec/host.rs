@@ -241,6 +241,10 @@ impl<K: Kernels> Executor for HostExecutor<K> {
         Ok(self.blocks[block as usize].as_slice().iter().map(|value| value.to_f64() as f32).collect())
     }
 
+    fn block_len(&self, block: Block) -> usize {
+        self.blocks[block as usize].len()
+    }
+
     fn write_block(&mut self, block: Block, data: &[f32]) -> Result<()> {
         let expected = block.stretch(&self.layout).len();
         if data.len() != expected {

@@ -227,6 +227,9 @@ pub trait Executor {
     /// Reads a block's stretch, layout padding included; empty if it was never allocated.
     fn read_block(&self, block: Block) -> Result<Vec<f32>>;
 
+    /// Elements of a block; 0 if it was never allocated.
+    fn block_len(&self, block: Block) -> usize;
+
     /// Replaces a block. Length must be that of its stretch.
     fn write_block(&mut self, block: Block, data: &[f32]) -> Result<()>;
 

@@ -26,7 +26,7 @@ impl Emitter<'_> {
         }
         match model.parameters.head {
             HeadParameters::Backbone => Answer::default(),
-            HeadParameters::Sequence { input_dropout, dense, dropout, classifier } => {
+            HeadParameters::Sequence { input_dropout, dense, norm, dropout, classifier } => {
                 let rows = self.answer_rows();
                 let mut x = if self.answers.is_some() { x } else { self.b.gather("answer", x, rows) };
                 x = self.b.dropout("answer.dropped", x, input_dropout);
@@ -37,12 +37,16 @@ impl Emitter<'_> {
                     }
                     None => self.b.dropout("answer.dropped again", x, dropout),
                 };
+                if let Some(norm) = norm {
+                    x = self.b.layer_norm("normalised", x, norm.gamma, norm.beta, self.config.norm_epsilon);
+                }
                 let logits = self.b.linear("logits", x, classifier, Fused::default());
                 let losses = options.loss.then(|| self.sequence_loss(logits));
                 self.answer(logits, None, losses)
             }
-            HeadParameters::Span { dropout, outputs } => {
+            HeadParameters::Span { dropout, transform, outputs } => {
                 let x = self.b.dropout("answer.dropped", x, dropout);
+                let x = self.transformed("answer", x, transform);
                 let logits = self.b.linear("logits", x, outputs, Fused::default());
                 let losses = options.loss.then(|| {
                     let starts = self.b.int_input("starts", Extent::Sequences);

@@ -69,12 +69,14 @@ impl Head {
 pub enum HeadParameters {
     /// None.
     Backbone,
-    /// `classifier(dropout(activation(dense(dropout(x)))))` of one token's hidden state x.
+    /// `classifier(dropout(norm(activation(dense(dropout(x))))))` of one token's hidden state x.
     Sequence {
         /// Dropout of x, where the head has it.
         input_dropout: f32,
         /// Hidden layer `d → d`.
         dense: Option<(Linear, Activation)>,
+        /// LayerNorm after it: only the head of label words has one.
+        norm: Option<Norm>,
         /// Dropout after the hidden layer.
         dropout: f32,
         /// `d → labels`.
@@ -84,6 +86,8 @@ pub enum HeadParameters {
     Span {
         /// Dropout of the hidden states.
         dropout: f32,
+        /// Hidden layer: only the head of label words has one.
+        transform: Option<(Linear, Activation, Norm)>,
         /// Start and end.
         outputs: Linear,
     },
@@ -115,7 +119,7 @@ fn decoder(declare: &mut Declare, name: &str, word: ParameterId) -> ParameterId 
 fn span(declare: &mut Declare) -> HeadParameters {
     let ModelConfig { embedding_size, dropout, .. } = declare.config;
     let outputs = declare.linear("qa_outputs", *embedding_size, 2, OutIn, true);
-    HeadParameters::Span { dropout: dropout.span, outputs }
+    HeadParameters::Span { dropout: dropout.span, transform: None, outputs }
 }
 
 /// BERT: the pooler belongs to the backbone by name, to the sequence head by use.
@@ -130,6 +134,7 @@ pub(super) fn bert(declare: &mut Declare, head: Head, word: ParameterId) -> Head
             HeadParameters::Sequence {
                 input_dropout: 0.0,
                 dense: Some((pooler, Activation::Tanh)),
+                norm: None,
                 dropout: config.dropout.classifier,
                 classifier: declare.linear("classifier", hidden, outputs(head), OutIn, true),
             }
@@ -165,6 +170,7 @@ pub(super) fn roberta(declare: &mut Declare, head: Head, word: ParameterId) -> H
             HeadParameters::Sequence {
                 input_dropout: config.dropout.classifier,
                 dense: Some((dense, Activation::Tanh)),
+                norm: None,
                 dropout: config.dropout.classifier,
                 classifier: declare.linear("classifier.out_proj", hidden, outputs(head), OutIn, true),
             }
@@ -194,6 +200,7 @@ pub(super) fn distilbert(declare: &mut Declare, head: Head, word: ParameterId) -
             HeadParameters::Sequence {
                 input_dropout: 0.0,
                 dense: Some((dense, Activation::Relu)),
+                norm: None,
                 dropout: config.dropout.classifier,
                 classifier: declare.linear("classifier", hidden, outputs(head), OutIn, true),
             }
@@ -219,6 +226,7 @@ pub(super) fn causal(declare: &mut Declare, head: Head, word: ParameterId) -> He
         Head::Classification { .. } | Head::Regression => HeadParameters::Sequence {
             input_dropout: 0.0,
             dense: None,
+            norm: None,
             dropout: 0.0,
             classifier: declare.linear("score", config.embedding_size, outputs(head), OutIn, false),
         },

@@ -17,6 +17,7 @@ mod gpt2;
 mod heads;
 mod hub;
 mod initialise;
+mod label_words;
 mod layers;
 pub mod masks;
 mod names;
@@ -40,6 +41,7 @@ pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, Samp
 pub use self::emit_sublayer::SublayerEmitter;
 pub use self::heads::{Head, HeadParameters};
 pub use self::hub::resolve;
+pub use self::label_words::LabelWordHead;
 pub use self::layers::check_dropped;
 pub use self::masks::{LayerWidths, UnitMasks};
 pub use self::packed_bits::stray_bits;
@@ -48,7 +50,7 @@ pub use self::sparse::SparseSize;
 pub use self::stored::StoredType;
 pub use self::weight_masks::{LayerMatrix, MatrixKind, WeightMask, WeightMasks};
 use crate::error::Result;
-use crate::program::ParameterLayout;
+use crate::program::{ParameterId, ParameterLayout};
 
 /// A model without its values.
 #[derive(Clone, Debug)]
@@ -61,6 +63,8 @@ pub struct Architecture {
     pub layout: Arc<ParameterLayout>,
     /// Parameters by role.
     pub parameters: Parameters,
+    /// The token that answers for a sequence which has it, in place of its first (or last) one.
+    pub answer_token: Option<u32>,
 }
 
 impl Architecture {
@@ -98,7 +102,26 @@ impl Architecture {
             Family::Gpt2 => gpt2::declare(&mut declare, head),
             Family::Opt => opt::declare(&mut declare, head),
         };
-        Ok(Architecture { config, head, layout: Arc::new(layout), parameters })
+        Ok(Architecture { config, head, layout: Arc::new(layout), parameters, answer_token: None })
+    }
+
+    /// Marks matrices whose products go through a weight mask.
+    pub fn set_masked(&mut self, masked: &[ParameterId]) {
+        Arc::make_mut(&mut self.layout).set_masked(masked);
+    }
+
+    /// Replaces the content of `rows` by the token that answers for each sequence: [`answer_rows`], or the first
+    /// [`Architecture::answer_token`] of a sequence that has one.
+    pub fn answer_rows(&self, input_ids: &[i32], cu_seqlens: &[i32], rows: &mut Vec<i32>) -> Result<()> {
+        answer_rows(&self.config, cu_seqlens, rows)?;
+        let Some(token) = self.answer_token else { return Ok(()) };
+        for (row, bounds) in rows.iter_mut().zip(cu_seqlens.windows(2)) {
+            let sequence = &input_ids[bounds[0] as usize..bounds[1] as usize];
+            if let Some(at) = sequence.iter().position(|&id| id as u32 == token) {
+                *row = bounds[0] + at as i32;
+            }
+        }
+        Ok(())
     }
 
     /// Marks parameters as trained or frozen by name; all are trained at first.

@@ -291,12 +291,17 @@ impl Parameters {
     pub fn head_ids(&self) -> Vec<ParameterId> {
         match self.head {
             HeadParameters::Backbone => Vec::new(),
-            HeadParameters::Sequence { dense, classifier, .. } => dense
+            HeadParameters::Sequence { dense, norm, classifier, .. } => dense
                 .into_iter()
                 .flat_map(|(layer, _)| linear_ids(layer))
+                .chain(norm.into_iter().flat_map(Norm::ids))
                 .chain(linear_ids(classifier))
                 .collect(),
-            HeadParameters::Span { outputs, .. } => linear_ids(outputs).collect(),
+            HeadParameters::Span { transform, outputs, .. } => {
+                let transform = transform.into_iter();
+                let transform = transform.flat_map(|(layer, _, norm)| linear_ids(layer).chain(norm.ids()));
+                transform.chain(linear_ids(outputs)).collect()
+            }
             HeadParameters::LanguageModel { transform, decoder, bias } => {
                 let transform = transform.into_iter();
                 let transform = transform.flat_map(|(layer, _, norm)| linear_ids(layer).chain(norm.ids()));

@@ -29,6 +29,7 @@ pub mod proof;
 pub mod random;
 pub mod rounding;
 pub mod scaling;
+pub mod sparse;
 pub mod stream;
 pub mod weight_magnitude;
 

@@ -33,21 +33,21 @@ pub struct Progress {
     pub history: serde_json::Value,
 }
 
-const BLOCKS: [(&str, Block); 3] = [
-    ("parameters", Block::Parameters),
-    ("first_moment", Block::FirstMoment),
-    ("second_moment", Block::SecondMoment),
-];
+/// A block and its name in the file.
+type Named = (&'static str, Block);
 
-/// Writes a checkpoint of blocks of `block_len` floats into `directory`. One block at a time is copied from the executor.
-pub fn save(directory: &Path, executor: &dyn Executor, block_len: usize, progress: &Progress) -> Result<()> {
+/// Writes a checkpoint of these blocks into `directory`. One block at a time is copied from the executor.
+pub fn save(directory: &Path, executor: &dyn Executor, blocks: &[Named], progress: &Progress) -> Result<()> {
     let path = directory.join(FILE_NAME);
     let broken = |e: serde_json::Error| Error::format(&path, e.to_string());
     let text = serde_json::to_string(progress).map_err(broken)?;
     let mut header = serde_json::Map::from_iter([("__metadata__".to_string(), json!({ "progress": text }))]);
-    for (index, (name, _)) in BLOCKS.into_iter().enumerate() {
-        let offsets = [index, index + 1].map(|blocks| 4 * blocks * block_len);
-        header.insert(name.into(), json!({"dtype": "F32", "shape": [block_len], "data_offsets": offsets}));
+    let mut start = 0;
+    for (name, block) in blocks {
+        let len = executor.block_len(*block);
+        let offsets = [start, start + 4 * len];
+        header.insert((*name).into(), json!({"dtype": "F32", "shape": [len], "data_offsets": offsets}));
+        start += 4 * len;
     }
     let mut header = serde_json::to_vec(&header).map_err(broken)?;
     // Spaces at its end align the blocks, as the format allows.
@@ -56,9 +56,8 @@ pub fn save(directory: &Path, executor: &dyn Executor, block_len: usize, progres
         let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io(&path, "writing"));
         write(&(header.len() as u64).to_le_bytes())?;
         write(&header)?;
-        BLOCKS
-            .into_iter()
-            .try_for_each(|(_, block)| write(bytemuck::cast_slice(&executor.read_block(block)?)))
+        let mut blocks = blocks.iter();
+        blocks.try_for_each(|(_, block)| write(bytemuck::cast_slice(&executor.read_block(*block)?)))
     })
 }
 
@@ -78,7 +77,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Restores the checkpoint in `directory`, if there is one and it belongs to this run.
-pub fn restore(directory: &Path, executor: &mut dyn Executor, fingerprint: &str) -> Result<Option<Progress>> {
+pub fn restore(
+    directory: &Path,
+    executor: &mut dyn Executor,
+    blocks: &[Named],
+    fingerprint: &str,
+) -> Result<Option<Progress>> {
     let path = directory.join(FILE_NAME);
     let mut file = match File::open(&path) {
         Ok(file) => file,
@@ -103,7 +107,7 @@ pub fn restore(directory: &Path, executor: &mut dyn Executor, fingerprint: &str)
         let message = "belongs to another run (other model, data, recipe or seed); remove it to start anew";
         return Err(Error::format(&path, message));
     }
-    for (name, block) in BLOCKS {
+    for &(name, block) in blocks {
         let [start, end] = [0, 1].map(|side| header[name]["data_offsets"][side].as_u64());
         let (Some(start), Some(end), Some("F32")) = (start, end, header[name]["dtype"].as_str()) else {
             return Err(broken(&format!("no block {name} of F32")));

@@ -1,6 +1,6 @@
 //! A whole training run: epochs of steps, an evaluation after each, the best epoch kept, checkpoints on the way.
 //!
-//! Fine-tuning and pre-training are the same run with different data and heads. What is saved on the way is enough to
+//! Fine-tuning, pre-training and the training of weight masks are the same run with different data, heads and steps. What is saved on the way is enough to
 //! continue after any interruption to the same bits (`checkpoint`); the model returned is that of
 //! the best epoch by the task's main metric (algorithms of the papers: "load best at the end").
 
@@ -12,9 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::checkpoint::{self, Progress as Place};
 use super::recipe::Recipe;
-use super::trainer::Trainer;
+use super::trainer::{StepReport, Trainer};
 use crate::data::batcher::{BatchSize, TrainOptions};
-use crate::data::{Dataset, Task, TrainBatcher};
+use crate::data::{Dataset, Step, Task, TrainBatcher};
 use crate::error::{Error, Result};
 use crate::eval::TaskMetrics;
 use crate::eval::evaluate::Evaluator;
@@ -101,6 +101,50 @@ pub struct History {
 /// File that holds the parameters of the best epoch beside the checkpoint.
 const BEST: &str = "best_parameters.f32";
 
+/// File of the bits of its weight masks.
+const BEST_MASKS: &str = "best_masks.u64";
+
+/// What a run repeats: one optimiser step, and how its state is saved.
+pub trait Stepper {
+    /// Optimiser steps done.
+    fn step(&self) -> u64;
+    /// Forward passes with dropout done.
+    fn draw(&self) -> u64;
+    /// Continues at a saved place.
+    fn seek(&mut self, step: u64, draw: u64);
+    /// Runs one optimiser step on the rows of `step`, taken from `data`.
+    fn run(&mut self, session: &mut Session, data: &Dataset, step: &Step) -> Result<StepReport>;
+    /// Blocks that a checkpoint holds, by their names in it.
+    fn blocks(&self) -> &'static [(&'static str, Block)];
+    /// Brings the parameters to the state that is evaluated and returned.
+    fn settle(&mut self, _: &mut Session) -> Result<()> {
+        Ok(())
+    }
+    /// Whether an epoch that ends now may be kept as the best.
+    fn may_be_best(&self) -> bool {
+        true
+    }
+    /// What to show beside the loss.
+    fn detail(&self) -> String {
+        String::new()
+    }
+    /// What decides the bits of a run beside its recipe.
+    fn identity(&self) -> String {
+        String::new()
+    }
+}
+
+/// Length of a run and of its batches, known before anything is prepared.
+#[derive(Clone, Copy, Debug)]
+pub struct RunSize {
+    /// Optimiser steps.
+    pub total_steps: u64,
+    /// Optimiser steps of an epoch.
+    pub epoch_steps: u64,
+    /// Largest micro-batch.
+    pub capacity: Extents,
+}
+
 /// Runs training to its end. `evaluation`: data and task of the evaluation after each epoch, if any.
 /// The session's parameters are those of the best (or last) epoch afterwards.
 pub fn train(
@@ -111,6 +155,23 @@ pub fn train(
     recipe: &Recipe,
     options: &Options,
     progress: &Progress,
+) -> Result<History> {
+    let make = |session: &mut Session, size: RunSize| {
+        Trainer::new(session, recipe, options.seed, size.total_steps, size.capacity)
+    };
+    drive(session, task, data, evaluation, recipe, options, progress, make)
+}
+
+/// [`train`] with steps of any kind, made by `make` once the size of the run is known.
+pub fn drive<S: Stepper>(
+    session: &mut Session,
+    task: &Task,
+    data: &Dataset,
+    evaluation: Option<&Dataset>,
+    recipe: &Recipe,
+    options: &Options,
+    progress: &Progress,
+    make: impl FnOnce(&mut Session, RunSize) -> Result<S>,
 ) -> Result<History> {
     recipe.check()?;
     let lengths = data.lengths();
@@ -127,7 +188,9 @@ pub fn train(
     let capacity = Extents { tokens, sequences: rows, targets: tokens, samples: 0, longest };
     let mut memory = MemoryPlan::begin();
     let held = session.host_bytes();
-    let mut trainer = Trainer::new(session, recipe, options.seed, total_steps, capacity)?;
+    let fingerprint = fingerprint(session, task, data, recipe, options, total_steps)?;
+    let mut trainer = make(session, RunSize { total_steps, epoch_steps, capacity })?;
+    let fingerprint = format!("{fingerprint}{}", trainer.identity());
     let mut evaluator = match evaluation {
         Some(data) => Some((Evaluator::new(session, task, data, options.token_budget, false)?, data)),
         None => None,
@@ -142,11 +205,12 @@ pub fn train(
     progress.plan_memory(&memory);
 
     let mut history = History::default();
-    let mut best: Option<(TaskMetrics, Option<Vec<f32>>)> = None;
-    let fingerprint = fingerprint(session, task, data, recipe, options, total_steps)?;
+    let mut best: Option<(TaskMetrics, Option<BestState>)> = None;
     if let Some(directory) = &options.checkpoints {
         std::fs::create_dir_all(directory).map_err(Error::io(directory, "creating"))?;
-        if let Some(place) = checkpoint::restore(directory, session.executor(), &fingerprint)? {
+        if let Some(place) =
+            checkpoint::restore(directory, session.executor(), trainer.blocks(), &fingerprint)?
+        {
             history = serde_json::from_value(place.history)
                 .map_err(|e| Error::format(directory.join(checkpoint::FILE_NAME), e.to_string()))?;
             trainer.seek(place.step, place.draw);
@@ -156,7 +220,7 @@ pub fn train(
         }
     }
     let mut saved = Instant::now();
-    let save = |session: &mut Session, trainer: &Trainer, batcher: &TrainBatcher, history: &History| {
+    let save = |session: &mut Session, trainer: &S, batcher: &TrainBatcher, history: &History| {
         let Some(directory) = &options.checkpoints else { return Ok(()) };
         let history = serde_json::to_value(history).map_err(|e| Error::format(directory, e.to_string()))?;
         let place = Place {
@@ -166,7 +230,7 @@ pub fn train(
             fingerprint: fingerprint.clone(),
             history,
         };
-        checkpoint::save(directory, session.executor(), block_len, &place)
+        checkpoint::save(directory, session.executor(), trainer.blocks(), &place)
     };
 
     let mut stage = progress.stage("training", total_steps, "steps");
@@ -185,7 +249,7 @@ pub fn train(
                 session,
                 task,
                 evaluator,
-                trainer.step(),
+                &mut trainer,
                 &mut history,
                 &mut best,
                 options,
@@ -200,7 +264,7 @@ pub fn train(
             saved = Instant::now();
         }
         if interrupted {
-            return Err(stopped(&trainer, total_steps, options));
+            return Err(stopped(trainer.step(), total_steps, options));
         }
         if closing {
             continue;
@@ -219,23 +283,27 @@ pub fn train(
             history.curve.push((trainer.step(), history.curve_loss / since as f64));
             history.curve_loss = 0.0;
         }
-        stage.detail(format!("loss {:.4}", history.open_loss / history.open_steps as f64));
+        let loss = history.open_loss / history.open_steps as f64;
+        stage.detail(format!("loss {loss:.4}{}", trainer.detail()));
         stage.advance(1);
     }
-    if let (true, Some((_, parameters))) = (options.keep_best, best) {
-        let parameters = match (parameters, &options.checkpoints) {
-            (Some(parameters), _) => parameters,
-            (None, Some(directory)) => read_best(&directory.join(BEST))?,
-            (None, None) => Vec::new(),
+    trainer.settle(session)?;
+    if let (true, Some((_, state))) = (options.keep_best, best) {
+        let state = match (state, &options.checkpoints) {
+            (Some(state), _) => state,
+            (None, Some(directory)) => BestState::read(directory)?,
+            (None, None) => return Ok(history),
         };
-        session.executor().write_block(Block::Parameters, &parameters)?;
+        session.executor().write_block(Block::Parameters, &state.parameters)?;
+        if !state.masks.is_empty() {
+            session.executor().write_masks(&state.masks)?;
+        }
     }
     Ok(history)
 }
 
 /// What an interrupted run says.
-fn stopped(trainer: &Trainer, total_steps: u64, options: &Options) -> Error {
-    let step = trainer.step();
+fn stopped(step: u64, total_steps: u64, options: &Options) -> Error {
     Error::Interrupted(match &options.checkpoints {
         Some(directory) => format!(
             "training stopped after step {step} of {total_steps}; its checkpoint in {} continues with --resume",
@@ -246,41 +314,42 @@ fn stopped(trainer: &Trainer, total_steps: u64, options: &Options) -> Error {
 }
 
 /// Evaluates at the end of an epoch, keeps the parameters if they are the best so far, and records the epoch.
-fn close_epoch(
+fn close_epoch<S: Stepper>(
     session: &mut Session,
     task: &Task,
     evaluation: Option<(&mut Evaluator, &Dataset)>,
-    steps: u64,
+    trainer: &mut S,
     history: &mut History,
-    best: &mut Option<(TaskMetrics, Option<Vec<f32>>)>,
+    best: &mut Option<(TaskMetrics, Option<BestState>)>,
     options: &Options,
     progress: &Progress,
 ) -> Result<()> {
     let mut metrics = Vec::new();
     let mut shown = String::new();
     if let Some((evaluator, data)) = evaluation {
+        trainer.settle(session)?;
         let found = evaluator.run(session, task, data, progress)?.metrics;
         shown = format!(", {found}");
         metrics = found.values().iter().map(|(metric, value)| (metric.name().to_string(), *value)).collect();
-        if best.as_ref().is_none_or(|(best, _)| found.better_than(best)) {
-            let parameters = session.executor().read_block(Block::Parameters)?;
+        let better = best.as_ref().is_none_or(|(best, _)| found.better_than(best));
+        if better && trainer.may_be_best() {
+            let state = BestState::of(session)?;
             // In a file beside the checkpoint where there is one: a run that resumes needs them there anyway.
-            let parameters = match &options.checkpoints {
+            let state = match &options.checkpoints {
                 Some(directory) => {
-                    let bytes: &[u8] = bytemuck::cast_slice(&parameters);
-                    checkpoint::write_atomically(&directory.join(BEST), bytes)?;
+                    state.write(directory)?;
                     None
                 }
-                None => Some(parameters),
+                None => Some(state),
             };
-            *best = Some((found, parameters));
+            *best = Some((found, state));
             history.best = Some(history.epochs.len());
         }
     }
     let loss = history.open_loss / history.open_steps as f64;
     let epoch = history.epochs.len() as u64 + 1;
-    progress.note(format!("epoch {epoch}: training loss {loss:.4}{shown}"));
-    history.epochs.push(EpochRecord { epoch, loss, metrics, steps });
+    progress.note(format!("epoch {epoch}: training loss {loss:.4}{}{shown}", trainer.detail()));
+    history.epochs.push(EpochRecord { epoch, loss, metrics, steps: trainer.step() });
     (history.open_loss, history.open_steps) = (0.0, 0);
     Ok(())
 }
@@ -290,7 +359,7 @@ fn restore_best(
     directory: &Path,
     task: &Task,
     history: &History,
-) -> Result<Option<(TaskMetrics, Option<Vec<f32>>)>> {
+) -> Result<Option<(TaskMetrics, Option<BestState>)>> {
     let Some(best) = history.best else { return Ok(None) };
     let path = directory.join(checkpoint::FILE_NAME);
     let values = history.epochs.get(best).map(|epoch| &epoch.metrics);
@@ -299,11 +368,41 @@ fn restore_best(
     Ok(Some((TaskMetrics::new(values.collect())?, None)))
 }
 
-/// Parameters of the best epoch from their file.
-fn read_best(path: &Path) -> Result<Vec<f32>> {
-    let file = File::open(path).map_err(Error::io(path, "reading"))?;
-    let bytes = file.metadata().map_err(Error::io(path, "reading"))?.len();
-    checkpoint::floats(path, &file, bytes as usize)
+/// The model at the end of an epoch.
+#[derive(Debug)]
+struct BestState {
+    parameters: Vec<f32>,
+    /// Bits of weight masks, where there are some.
+    masks: Vec<u64>,
+}
+
+impl BestState {
+    fn of(session: &mut Session) -> Result<BestState> {
+        let executor = session.executor();
+        Ok(BestState { parameters: executor.read_block(Block::Parameters)?, masks: executor.read_masks()? })
+    }
+
+    fn write(&self, directory: &Path) -> Result<()> {
+        checkpoint::write_atomically(&directory.join(BEST), bytemuck::cast_slice(&self.parameters))?;
+        if self.masks.is_empty() {
+            return Ok(());
+        }
+        checkpoint::write_atomically(&directory.join(BEST_MASKS), bytemuck::cast_slice(&self.masks))
+    }
+
+    fn read(directory: &Path) -> Result<BestState> {
+        let path = directory.join(BEST);
+        let file = File::open(&path).map_err(Error::io(&path, "reading"))?;
+        let bytes = file.metadata().map_err(Error::io(&path, "reading"))?.len();
+        let parameters = checkpoint::floats(&path, &file, bytes as usize)?;
+        let path = directory.join(BEST_MASKS);
+        let masks = match std::fs::read(&path) {
+            Ok(bytes) => bytes.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word)).collect(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(Error::io(&path, "reading")(e)),
+        };
+        Ok(BestState { parameters, masks })
+    }
 }
 
 /// Identifies a run: everything that decides its bits.

@@ -6,7 +6,9 @@
 
 pub mod checkpoint;
 pub mod finetune;
+pub mod masked;
 pub mod recipe;
+pub mod teacher;
 pub mod trainer;
 pub mod update;
 

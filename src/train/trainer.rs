@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use super::finetune::Stepper;
 use super::recipe::Recipe;
 use super::update::{Update, zero_gradients};
 use crate::data::{Batch, Dataset, Step};
 use crate::error::{Error, Result};
-use crate::exec::ProgramId;
+use crate::exec::{Block, ProgramId};
 use crate::model::EmitOptions;
 use crate::program::{AdamWForm, Extents, Mode};
 use crate::session::{Prepared, Session, Weighting};
@@ -82,41 +83,53 @@ impl Trainer {
     pub fn update_programs(&self) -> [ProgramId; 2] {
         [self.zero, self.update_id]
     }
+}
 
-    /// Optimiser steps done.
-    pub fn step(&self) -> u64 {
+/// Fills a batch for each micro-batch of a step; returns the number of losses of the step.
+///
+/// The mean runs over the whole step, so its size must be known before the first micro-batch. Where a row has one loss that
+/// is the number of rows; predicted tokens have to be counted.
+pub(super) fn fill_step(batches: &mut Vec<Batch>, data: &Dataset, step: &Step) -> Result<usize> {
+    batches.resize_with(step.micro_batches.len().max(batches.len()), Batch::default);
+    let mut total = 0;
+    for (batch, rows) in batches.iter_mut().zip(&step.micro_batches) {
+        data.fill(batch, rows, step.cursor.epoch)?;
+        total += batch.targets.len();
+    }
+    if total == 0 {
+        return Err(Error::usage("the rows of a training step have nothing to predict (no labels)"));
+    }
+    Ok(total)
+}
+
+impl Stepper for Trainer {
+    fn step(&self) -> u64 {
         self.step
     }
 
-    /// Forward passes with dropout done.
-    pub fn draw(&self) -> u64 {
+    fn draw(&self) -> u64 {
         self.draw
     }
 
-    /// Continues at a saved place.
-    pub fn seek(&mut self, step: u64, draw: u64) {
+    fn seek(&mut self, step: u64, draw: u64) {
         (self.step, self.draw) = (step, draw);
     }
 
-    /// Runs one optimiser step on the rows of `step`, taken from `data`.
-    pub fn run(&mut self, session: &mut Session, data: &Dataset, step: &Step) -> Result<StepReport> {
-        // The mean runs over the whole step, so its size must be known before the first micro-batch. Where a row has
-        // one loss that is the number of rows; predicted tokens have to be counted.
-        let micro_batches = step.micro_batches.len();
-        self.totals.resize_with(micro_batches.max(self.totals.len()), Batch::default);
-        let mut total = 0;
-        for (batch, rows) in self.totals.iter_mut().zip(&step.micro_batches) {
-            data.fill(batch, rows, step.cursor.epoch)?;
-            total += batch.targets.len();
-        }
-        if total == 0 {
-            return Err(Error::usage("the rows of a training step have nothing to predict (no labels)"));
-        }
+    fn blocks(&self) -> &'static [(&'static str, Block)] {
+        &[
+            ("parameters", Block::Parameters),
+            ("first_moment", Block::FirstMoment),
+            ("second_moment", Block::SecondMoment),
+        ]
+    }
+
+    fn run(&mut self, session: &mut Session, data: &Dataset, step: &Step) -> Result<StepReport> {
+        let total = fill_step(&mut self.totals, data, step)?;
         let weighting = Weighting::Mean { total };
         let nothing = Extents::default();
         session.executor().run(self.zero, &nothing)?;
         let mut loss = 0.0;
-        for index in 0..micro_batches {
+        for index in 0..step.micro_batches.len() {
             std::mem::swap(&mut self.batch, &mut self.totals[index]);
             let extents = session.feed(&self.train, &self.batch, weighting)?;
             session.write_dropout_key(&self.train, self.seed, self.draw)?;

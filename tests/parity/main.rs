@@ -9,4 +9,6 @@ mod kcm;
 mod mask_tuning;
 mod metrics;
 mod models;
+mod movement;
 mod ops;
+mod smp;

@@ -527,6 +527,10 @@ impl<D: Device> Executor for DeviceExecutor<D> {
         Ok(out)
     }
 
+    fn block_len(&self, block: Block) -> usize {
+        self.blocks[block as usize].bytes / 4
+    }
+
     fn write_block(&mut self, block: Block, data: &[f32]) -> Result<()> {
         let expected = block.stretch(&self.layout).len();
         if data.len() != expected {

@@ -1,0 +1,326 @@
+//! The choices of unstructured pruning, and the profiles that set them.
+//!
+//! `Paper` is the text, `Authors` the released code with its slips, `Default` the text with the code's reading where the
+//! two contradict each other (its schedules and ramps are the ones the published numbers come from) and with what cannot
+//! be run repaired. Every run record shows the resolved values.
+
+use serde::Serialize;
+
+use super::fractions::authors_temperature;
+use super::schedule::{Curve, Ramp, Schedule};
+use crate::error::{Error, Result};
+use crate::ops::weightmask::MaskFunction;
+use crate::program::AdamWForm;
+
+/// Which method.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub enum Method {
+    /// Static model pruning: frozen weights, learnt masks.
+    Smp,
+    /// Movement pruning with top-k masks.
+    Movement,
+    /// Movement pruning with a threshold and a regulariser.
+    SoftMovement,
+    /// Gradual magnitude pruning.
+    Magnitude,
+    /// L0 regularisation with hard concrete masks.
+    L0,
+}
+
+/// Where choices come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub enum Profile {
+    /// The papers' text.
+    Paper,
+    /// The authors' released code.
+    Authors,
+    /// The text, repaired.
+    Default,
+}
+
+/// How scores become masks.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub enum Masking {
+    /// The same fraction of every matrix (SMP-L, movement, magnitude).
+    Local,
+    /// Fractions by the mean sigmoid of the scores (SMP-S).
+    Fractions {
+        /// p.
+        temperature: f64,
+    },
+    /// One ranking of all scores (G).
+    Global,
+    /// σ(S) above a threshold (T, soft movement).
+    Threshold,
+    /// The hard concrete (L0).
+    HardConcrete,
+}
+
+/// The task head.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub enum Head {
+    /// Label words, frozen.
+    LabelWords,
+    /// A new head, trained.
+    Trained,
+}
+
+/// Learning from a teacher's logits beside the labels.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Distillation {
+    /// Weight of the task's own loss.
+    pub task_weight: f64,
+    /// Weight of T²·KL.
+    pub teacher_weight: f64,
+    /// T.
+    pub temperature: f64,
+}
+
+impl Distillation {
+    /// α = ½ each, T = 2: all of these papers.
+    pub const PUBLISHED: Distillation =
+        Distillation { task_weight: 0.5, teacher_weight: 0.5, temperature: 2.0 };
+}
+
+/// What the profiles depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// Fraction of the weights to keep.
+    pub keep: f64,
+    /// Name of the task.
+    pub task: &'a str,
+    /// Whether there is a teacher.
+    pub distilled: bool,
+}
+
+/// All choices but those of the recipe of the training.
+#[derive(Clone, Debug, Serialize)]
+pub struct Options {
+    /// Which method.
+    pub method: Method,
+    /// Which profile the other choices began as.
+    pub profile: Profile,
+    /// Fraction of the masked weights to keep; the threshold methods reach it only approximately.
+    pub keep: f64,
+    /// How scores become masks.
+    pub masking: Masking,
+    /// How the fraction follows the steps.
+    pub curve: Curve,
+    /// Steps until the final fraction is reached; by the profile where not given.
+    pub prune_steps: Option<u64>,
+    /// Movement's warm-up in steps, 10 % of the training where not given: multiples of it precede and follow the pruning.
+    pub warmup_steps: Option<u64>,
+    /// Those multiples.
+    pub rests: [u64; 2],
+    /// λ of the regulariser; 0 is none.
+    pub lambda: f64,
+    /// How λ follows the steps.
+    pub ramp: Ramp,
+    /// τ at the end of the schedule, of [`Masking::Threshold`].
+    pub final_threshold: f64,
+    /// Fraction of a matrix that survives any threshold.
+    pub least_survivors: f64,
+    /// Scores at the start.
+    pub initial_score: f64,
+    /// Peak learning rate of the scores.
+    pub score_learning_rate: f64,
+    /// Where AdamW adds ε.
+    #[serde(skip)]
+    pub form: AdamWForm,
+    /// The task head.
+    pub head: Head,
+    /// Whether the threshold methods end with exactly the fraction `keep`, by rank.
+    pub snap: bool,
+    /// Distillation, where there is a teacher.
+    pub distillation: Option<Distillation>,
+    /// Whether a global ranking keeps one more than asked, as movement's code does.
+    pub extra_global_survivor: bool,
+}
+
+/// Steps after which the schedule of SMP's code is over before the training is.
+const SMP_GLUE_REST: u64 = 30_000;
+/// The same for SQuAD.
+const SMP_SQUAD_REST: u64 = 5_000;
+/// Share of the training that is left for the schedule where the code's would have none.
+const SMP_SHARE: f64 = 0.6;
+
+impl Options {
+    /// The choices of a method under a profile. Fails on a fraction outside (0, 1].
+    pub fn new(method: Method, profile: Profile, setting: Setting) -> Result<Options> {
+        let Setting { keep, task, distilled } = setting;
+        if !(keep > 0.0 && keep <= 1.0) {
+            return Err(Error::usage(format!(
+                "the fraction of weights to keep must be above 0 and at most 1, not {keep}"
+            )));
+        }
+        let squad = task.starts_with("squad");
+        let base = Options {
+            method,
+            profile,
+            keep,
+            masking: Masking::Local,
+            curve: Curve::Cubic,
+            prune_steps: None,
+            warmup_steps: None,
+            rests: [1, 2],
+            lambda: 0.0,
+            ramp: Ramp::Constant,
+            final_threshold: 0.1,
+            least_survivors: 0.0,
+            initial_score: 0.0,
+            score_learning_rate: 1e-2,
+            form: match profile {
+                Profile::Authors => AdamWForm::HuggingFaceUncorrected,
+                _ => AdamWForm::Torch,
+            },
+            head: Head::Trained,
+            snap: false,
+            distillation: distilled.then_some(Distillation::PUBLISHED),
+            extra_global_survivor: profile == Profile::Authors && method == Method::Movement,
+        };
+        Ok(match method {
+            Method::Smp => Options {
+                masking: Masking::Fractions {
+                    temperature: match profile {
+                        // The text knows no temperature.
+                        Profile::Paper => 1.0,
+                        _ => authors_temperature(keep, task, distilled),
+                    },
+                },
+                lambda: 400.0,
+                ramp: if profile == Profile::Paper { Ramp::Sparsity } else { Ramp::WholeTraining },
+                score_learning_rate: 2e-2,
+                head: Head::LabelWords,
+                ..base
+            },
+            Method::Movement | Method::Magnitude => base,
+            Method::SoftMovement => Options {
+                masking: Masking::Threshold,
+                lambda: 400.0,
+                ramp: Ramp::Threshold,
+                least_survivors: 0.005,
+                ..base
+            },
+            Method::L0 => Options {
+                masking: Masking::HardConcrete,
+                lambda: 125.0,
+                rests: [1, 1],
+                initial_score: 2.197,
+                score_learning_rate: if squad { 1e-1 } else { 1e-2 },
+                ..base
+            },
+        })
+    }
+
+    /// How scores become masks in a forward pass.
+    pub fn function(&self) -> MaskFunction {
+        match self.masking {
+            Masking::HardConcrete => MaskFunction::HardConcrete,
+            _ => MaskFunction::Bits,
+        }
+    }
+
+    /// Whether there are scores: magnitude pruning ranks weights.
+    pub fn has_scores(&self) -> bool {
+        self.method != Method::Magnitude
+    }
+
+    /// Whether the weights are trained.
+    pub fn trains_weights(&self) -> bool {
+        self.method != Method::Smp
+    }
+
+    /// The schedule of a training of `total` steps of `epoch_steps` each. Fails where it would be longer than the training.
+    pub fn schedule(&self, task: &str, total: u64, epoch_steps: u64) -> Result<Schedule> {
+        if self.masking == Masking::HardConcrete {
+            return Ok(Schedule::constant(1.0));
+        }
+        let ends = match self.masking {
+            Masking::Threshold => [0.0, self.final_threshold],
+            _ => [1.0, self.keep],
+        };
+        if let Some(steps) = self.prune_steps {
+            if steps > total {
+                return Err(Error::usage(format!(
+                    "a schedule longer than the training: pruning over {steps} steps, but there are {total}"
+                )));
+            }
+            let [initial, last] = ends;
+            return Ok(Schedule { curve: self.curve, begin: 0, end: steps, initial, last });
+        }
+        if self.method != Method::Smp {
+            let warmup = self.warmup_steps.unwrap_or(total.div_ceil(10));
+            return Schedule::movement(self.curve, ends, warmup, total, self.rests);
+        }
+        let [initial, last] = ends;
+        let end = self.smp_steps(task, total, epoch_steps)?;
+        Ok(Schedule { curve: self.curve, begin: 0, end, initial, last })
+    }
+
+    /// SMP's N.
+    fn smp_steps(&self, task: &str, total: u64, epoch_steps: u64) -> Result<u64> {
+        let squad = task.starts_with("squad");
+        let steps = match self.profile {
+            Profile::Paper if self.keep > 0.7 => 7 * epoch_steps,
+            Profile::Paper => 3500,
+            _ if squad && self.keep > 0.5 => SMP_SQUAD_REST,
+            _ if squad => total.saturating_sub(SMP_SQUAD_REST),
+            _ if self.keep >= 0.8 => 3500,
+            _ if self.keep >= 0.7 => 5250,
+            _ => total.saturating_sub(SMP_GLUE_REST),
+        };
+        if steps > 0 && steps <= total {
+            return Ok(steps);
+        }
+        if self.profile == Profile::Default {
+            return Ok(((SMP_SHARE * total as f64) as u64).max(1));
+        }
+        Err(Error::usage(format!(
+            "a schedule longer than the training: the published schedule does not fit {total} steps (it would prune over \
+             {steps}); give --prune-steps, or train longer"
+        )))
+    }
+
+    /// λ at `step` of `total`.
+    pub fn lambda_at(&self, step: u64, total: u64, schedule: &Schedule) -> f64 {
+        self.ramp.at(self.lambda, step, total, schedule)
+    }
+
+    /// The step a schedule is asked for in the optimiser step after `done` others: movement's code counts from 1.
+    pub fn schedule_step(&self, done: u64) -> u64 {
+        if self.method == Method::Smp { done } else { done + 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(method: Method, profile: Profile, keep: f64) -> Result<Options> {
+        Options::new(method, profile, Setting { keep, task: "mnli", distilled: false })
+    }
+
+    #[test]
+    fn fractions_outside_their_range_are_refused() {
+        for keep in [0.0, -0.1, 1.1, f64::NAN] {
+            assert!(options(Method::Smp, Profile::Default, keep).is_err());
+        }
+        assert!(options(Method::Smp, Profile::Default, 1.0).is_ok());
+    }
+
+    #[test]
+    fn the_schedules_of_text_and_code_differ_as_they_do() {
+        let end = |profile, keep, total| {
+            options(Method::Smp, profile, keep).unwrap().schedule("mnli", total, 6136).map(|s| s.end)
+        };
+        assert_eq!(end(Profile::Authors, 0.1, 73_632).unwrap(), 43_632);
+        assert_eq!(end(Profile::Paper, 0.1, 73_632).unwrap(), 3500);
+        assert_eq!(end(Profile::Authors, 0.8, 73_632).unwrap(), 3500);
+        assert_eq!(end(Profile::Paper, 0.8, 73_632).unwrap(), 42_952);
+        assert!(end(Profile::Authors, 0.1, 5000).is_err());
+        assert_eq!(end(Profile::Default, 0.1, 5000).unwrap(), 3000);
+        let longer =
+            Options { prune_steps: Some(11), ..options(Method::Smp, Profile::Default, 0.5).unwrap() };
+        assert!(longer.schedule("mnli", 10, 5).is_err());
+    }
+}

@@ -1,0 +1,70 @@
+//! A teacher for distillation: a model that has been trained for the task, asked once for every training row.
+//!
+//! Dropout is off when a teacher answers, so its outputs never change and are computed once: two numbers a token for
+//! spans, the logits of the classes for everything else. A teacher must number the classes as the task does, which is
+//! checked by their names, and read the same tokens.
+
+use crate::data::{Dataset, Task, Tokenizer};
+use crate::error::{Error, Result};
+use crate::eval::evaluate::Evaluator;
+use crate::model::{Head, Model, ModelConfig};
+use crate::progress::Progress;
+use crate::session::{Device, Session};
+
+/// Fails, naming both, where the teacher answers another question than the task, or names or orders its classes otherwise.
+pub fn check_labels(teacher: &ModelConfig, head: Head, task: &Task) -> Result<()> {
+    let wrong = |message: String| Err(Error::usage(format!("the teacher {message}")));
+    match teacher.saved_head {
+        Some(saved) if saved == head => {}
+        // Regression is saved as a classifier of one class.
+        Some(Head::Classification { .. } | Head::Regression)
+            if matches!(head, Head::Classification { .. } | Head::Regression)
+                && teacher.labels.len() == task.outputs().unwrap_or(0) => {}
+        Some(Head::Classification { .. }) if matches!(head, Head::Classification { .. }) => {
+            let (has, wants) = (teacher.labels.join(", "), task.labels.join(", "));
+            return wrong(format!(
+                "tells {} classes apart ({has}), the task {} ({wants})",
+                teacher.labels.len(),
+                task.labels.len()
+            ));
+        }
+        Some(saved) => {
+            return wrong(format!("has a head for {saved:?}, the task {} needs {head:?}", task.name));
+        }
+        None => return wrong("has no task head; fine-tune it first".into()),
+    }
+    if matches!(head, Head::Classification { .. }) && teacher.labels != task.labels {
+        let (has, wants) = (teacher.labels.join(", "), task.labels.join(", "));
+        return wrong(format!(
+            "numbers its classes {has}, the task {} numbers them {wants}; \"id2label\" in its config.json says so",
+            task.name
+        ));
+    }
+    Ok(())
+}
+
+/// Fails where the teacher's tokens are not the student's.
+pub fn check_tokens(teacher: &Tokenizer, student: &Tokenizer) -> Result<()> {
+    let (ours, theirs) = (student.vocabulary_size(), teacher.vocabulary_size());
+    let differs = (0..ours.max(theirs) as u32).find(|&id| teacher.token(id) != student.token(id));
+    let Some(id) = differs else { return Ok(()) };
+    Err(Error::usage(format!(
+        "the teacher reads other tokens than the student: number {id} is {:?} for it, {:?} for the student",
+        teacher.token(id).unwrap_or_default(),
+        student.token(id).unwrap_or_default()
+    )))
+}
+
+/// The teacher's outputs for every row of the data, in order.
+pub fn outputs(
+    model: Model,
+    device: Device,
+    task: &Task,
+    data: &Dataset,
+    token_budget: usize,
+    progress: &Progress,
+) -> Result<Vec<Vec<f32>>> {
+    let mut session = Session::new(model, device)?;
+    let mut evaluator = Evaluator::new(&mut session, task, data, token_budget, false)?;
+    Ok(evaluator.outputs(&mut session, task, data, "asking the teacher", progress)?.0)
+}
