@@ -73,7 +73,7 @@ pub fn note_model(record: &mut RunRecord, name: &str, model: &Model) {
 }
 
 /// Hashes of the files a model is made of.
-fn hash_model(record: &mut RunRecord, directory: &Path) -> Result<()> {
+pub fn hash_model(record: &mut RunRecord, directory: &Path) -> Result<()> {
     let entries = std::fs::read_dir(directory).map_err(Error::io(directory, "listing"))?;
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort();

@@ -17,6 +17,7 @@ mod output;
 mod pretrain;
 mod prune;
 mod run;
+mod sparsify;
 mod training;
 
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ enum Command {
     Demo(demo::Demo),
     Run(run::Run),
     Prune(prune::Prune),
+    Sparsify(sparsify::Sparsify),
     Finetune(finetune::Finetune),
     Evaluate(evaluate::Evaluate),
     Pretrain(pretrain::Pretrain),
@@ -67,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Demo(command) => command.run(&mut context),
         Command::Run(command) => command.run(&mut context),
         Command::Prune(command) => command.run(&mut context),
+        Command::Sparsify(command) => command.run(&mut context),
         Command::Finetune(command) => command.run(&mut context),
         Command::Evaluate(command) => command.run(&mut context),
         Command::Pretrain(command) => command.run(&mut context),

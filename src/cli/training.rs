@@ -75,13 +75,24 @@ pub fn train(context: &Context, record: &mut RunRecord, model: Model, job: &Job)
     let progress = &context.progress;
     let history =
         finetune::train(&mut session, job.task, job.data, job.evaluation, job.recipe, &options, progress)?;
-    let recipe = match serde_json::to_value(job.recipe) {
+    record.training.push(training_record(job.variant, job.objective, job.recipe, history));
+    Ok(session)
+}
+
+/// A run's history as the record shows it.
+pub fn training_record(
+    variant: &str,
+    objective: &str,
+    recipe: &Recipe,
+    history: finetune::History,
+) -> Training {
+    let recipe = match serde_json::to_value(recipe) {
         Ok(serde_json::Value::Object(fields)) => fields.into_iter().collect(),
         _ => Default::default(),
     };
-    record.training.push(Training {
-        variant: job.variant.into(),
-        objective: job.objective.into(),
+    Training {
+        variant: variant.into(),
+        objective: objective.into(),
         recipe,
         steps: history.epochs.last().map_or(0, |epoch| epoch.steps),
         seconds: history.seconds,
@@ -96,8 +107,7 @@ pub fn train(context: &Context, record: &mut RunRecord, model: Model, job: &Job)
                 metrics: epoch.metrics.into_iter().collect(),
             })
             .collect(),
-    });
-    Ok(session)
+    }
 }
 
 /// [`train`], then one measured evaluation of the best epoch's model on the evaluation data.

@@ -466,6 +466,24 @@ fn begin(session: &mut Session, layout: &ParameterLayout, options: &Options) -> 
     executor.write_block(Block::Scores, &scores)
 }
 
+/// Takes the model back: trained weights multiplied by their masks, frozen ones as they were.
+pub fn into_model(mut session: Session) -> Result<Model> {
+    let layout = session.model().layout().clone();
+    let frozen = match layout.trains_masked() {
+        true => None,
+        false => Some(session.executor().read_block(Block::Weights)?),
+    };
+    let mut model = session.into_model()?;
+    if let Some(weights) = frozen {
+        let start = Block::Weights.stretch(&layout).start;
+        for parameter in layout.masked() {
+            let range = parameter.range();
+            model.values[range.clone()].copy_from_slice(&weights[range.start - start..range.end - start]);
+        }
+    }
+    Ok(model)
+}
+
 /// The masks that the session's executor applied last.
 pub fn weight_masks(session: &mut Session) -> Result<WeightMasks> {
     let words = session.executor().read_masks()?;
