@@ -1,29 +1,35 @@
 //! `secateur sparsify`
 
-use std::path::{Path, PathBuf};
+mod choices;
 
-use clap::{Args, ValueEnum};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
 use secateur::data::{Dataset, Split, Task, TaskKind, Tokenizer};
 use secateur::export::mask_file;
 use secateur::model::{Head as TaskHead, HeadRequest, LabelWordHead, Model, WeightMasks};
-use secateur::prune::sparse::options::Setting;
-use secateur::prune::sparse::{Curve, Head, Masking, Method, Options, Profile, label_words};
+use secateur::prune::sparse::{Head, LambdaSearch, Options, label_words};
 use secateur::report::RunRecord;
 use secateur::report::format;
-use secateur::report::record::{Choice, Method as MethodRecord};
+use secateur::report::record::Choice;
 use secateur::session::Session;
 use secateur::train::masked::{self, MaskedTrainer};
 use secateur::train::{Recipe, finetune, teacher};
 use secateur::{Error, Result};
 
+use self::choices::Choices;
 use super::context::Context;
-use super::options::{self, ModelOptions, OutputOptions, TaskOptions, TrainOptions};
+use super::options::{ModelOptions, OutputOptions, TaskOptions, TrainOptions};
 use super::output::{CHECKPOINTS, Output};
 use super::prune::write_report;
 use super::{evaluate, finetune as finetune_command, load, training};
 
 /// Most tokens of a batch that a teacher answers at once.
 const TOKEN_BUDGET: usize = 4096;
+
+/// Distance from the fraction asked for, relative to it, at which a search for λ ends.
+const SEARCH_TOLERANCE: f64 = 0.02;
 
 /// Learn which weights of the layers to keep (unstructured pruning): SMP, movement pruning and its relatives.
 ///
@@ -49,227 +55,6 @@ pub struct Sparsify {
     train: TrainOptions,
     #[command(flatten)]
     output: OutputOptions,
-}
-
-/// Method and choices.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Pruning")]
-pub struct Choices {
-    /// How masks are learnt.
-    #[arg(long, value_enum)]
-    method: MethodName,
-    /// Fraction of the layers' weights to keep, above 0 and at most 1. soft-movement and l0 reach it by --lambda and
-    /// --threshold only; --snap makes them end with it.
-    #[arg(long, value_name = "FRACTION")]
-    keep_weights: f64,
-    /// Where choices that are not given come from.
-    #[arg(long, value_enum, default_value_t = options::Profile::Default)]
-    profile: options::Profile,
-    /// SMP: what the fraction is of. Default: fractions.
-    #[arg(long, value_enum)]
-    masking: Option<MaskingName>,
-    /// SMP with `--masking fractions`: temperature p of the mean sigmoid.
-    #[arg(long, value_name = "P")]
-    score_temperature: Option<f64>,
-    /// How the fraction falls: cubic or linear. (SMP's authors suggest linear for RoBERTa.)
-    #[arg(long, value_enum)]
-    schedule: Option<CurveName>,
-    /// Steps over which it falls, from the first one on. Default: as published where that fits the training.
-    #[arg(long, value_name = "STEPS")]
-    prune_steps: Option<u64>,
-    /// Weight λ of the regulariser (mean sigmoid of the scores); 0 for none.
-    #[arg(long, value_name = "LAMBDA")]
-    lambda: Option<f64>,
-    /// Threshold on the sigmoid of the scores at the end of the schedule, of soft-movement and `--masking threshold`.
-    #[arg(long, value_name = "TAU")]
-    threshold: Option<f64>,
-    /// Peak learning rate of the scores.
-    #[arg(long, value_name = "RATE")]
-    score_learning_rate: Option<f64>,
-    /// End with exactly the fraction, by rank of the scores: for the methods whose threshold misses it.
-    #[arg(long)]
-    snap: bool,
-    /// SMP: train a new task head instead of the frozen head of label words.
-    #[arg(long)]
-    trained_head: bool,
-    /// SMP: the word of each class, in class order (spans: start and end). Default: the published ones of the task.
-    #[arg(long, value_name = "WORD,…", value_delimiter = ',')]
-    label_words: Option<Vec<String>>,
-    /// Learn from this fine-tuned model's logits as well (weights ½ and ½, temperature 2).
-    #[arg(long, value_name = "DIR")]
-    teacher: Option<String>,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MethodName {
-    /// Frozen weights, learnt scores (SMP, ACL 2023).
-    Smp,
-    /// Weights and scores trained together, top-k of the scores (Sanh et al., NeurIPS 2020).
-    Movement,
-    /// The same with a threshold and a regulariser.
-    SoftMovement,
-    /// Gradual magnitude pruning (Zhu and Gupta 2018).
-    Magnitude,
-    /// Hard concrete masks (Louizos et al., ICLR 2018).
-    L0,
-}
-
-impl From<MethodName> for Method {
-    fn from(name: MethodName) -> Method {
-        match name {
-            MethodName::Smp => Method::Smp,
-            MethodName::Movement => Method::Movement,
-            MethodName::SoftMovement => Method::SoftMovement,
-            MethodName::Magnitude => Method::Magnitude,
-            MethodName::L0 => Method::L0,
-        }
-    }
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MaskingName {
-    /// Every matrix by itself (SMP-L).
-    Local,
-    /// Every kind of matrix by itself, layers by the mean sigmoid of their scores (SMP-S).
-    Fractions,
-    /// All scores in one ranking (G).
-    Global,
-    /// Scores whose sigmoid is above --threshold (T).
-    Threshold,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CurveName {
-    Cubic,
-    Linear,
-}
-
-impl Choices {
-    /// The choices of the profile with those that were given.
-    fn resolve(&self, task: &Task) -> Result<Options> {
-        let method = Method::from(self.method);
-        let profile = match self.profile {
-            options::Profile::Paper => Profile::Paper,
-            options::Profile::Authors => Profile::Authors,
-            options::Profile::Default => Profile::Default,
-        };
-        let setting =
-            Setting { keep: self.keep_weights, task: &task.name, distilled: self.teacher.is_some() };
-        let mut options = Options::new(method, profile, setting)?;
-        let smp = method == Method::Smp;
-        let only = |given: bool, what: &str, whose: &str| match given {
-            true => Err(Error::usage(format!("{what} belongs to {whose}"))),
-            false => Ok(()),
-        };
-        only(self.masking.is_some() && !smp, "--masking", "--method smp")?;
-        only(
-            self.trained_head && !smp,
-            "--trained-head",
-            "--method smp (the others train their head always)",
-        )?;
-        only(
-            self.label_words.is_some() && (!smp || self.trained_head),
-            "--label-words",
-            "SMP's frozen head",
-        )?;
-        options.masking = match self.masking {
-            None => options.masking,
-            Some(MaskingName::Fractions) => options.masking,
-            Some(MaskingName::Local) => Masking::Local,
-            Some(MaskingName::Global) => Masking::Global,
-            Some(MaskingName::Threshold) => Masking::Threshold,
-        };
-        if let Some(temperature) = self.score_temperature {
-            let fractions = matches!(options.masking, Masking::Fractions { .. });
-            only(!fractions, "--score-temperature", "--masking fractions")?;
-            positive("--score-temperature", temperature)?;
-            options.masking = Masking::Fractions { temperature };
-        }
-        options.curve = match self.schedule {
-            None => options.curve,
-            Some(CurveName::Cubic) => Curve::Cubic,
-            Some(CurveName::Linear) => Curve::Linear,
-        };
-        options.prune_steps = self.prune_steps.or(options.prune_steps);
-        if let Some(lambda) = self.lambda {
-            let regularised = !matches!(method, Method::Movement | Method::Magnitude);
-            only(!regularised, "--lambda", "the methods with a regulariser: smp, soft-movement, l0")?;
-            if !(lambda >= 0.0 && lambda.is_finite()) {
-                return Err(Error::usage(format!("--lambda must be at least 0, not {lambda}")));
-            }
-            options.lambda = lambda;
-        }
-        if let Some(threshold) = self.threshold {
-            only(
-                options.masking != Masking::Threshold,
-                "--threshold",
-                "soft-movement and --masking threshold",
-            )?;
-            if !(threshold > 0.0 && threshold < 1.0) {
-                return Err(Error::usage(format!("--threshold must be between 0 and 1, not {threshold}")));
-            }
-            options.final_threshold = threshold;
-        }
-        if let Some(rate) = self.score_learning_rate {
-            only(method == Method::Magnitude, "--score-learning-rate", "the methods with scores")?;
-            positive("--score-learning-rate", rate)?;
-            options.score_learning_rate = rate;
-        }
-        let thresholded = matches!(options.masking, Masking::Threshold | Masking::HardConcrete);
-        only(self.snap && !thresholded, "--snap", "the methods whose threshold misses the fraction")?;
-        options.snap = self.snap;
-        if self.trained_head {
-            options.head = Head::Trained;
-        }
-        Ok(options)
-    }
-
-    /// The same for the record, each marked where it was given.
-    fn record(&self, options: &Options) -> MethodRecord {
-        let mut record = MethodRecord {
-            name: self.method.to_possible_value().map_or(String::new(), |value| value.get_name().into()),
-            profile: self.profile.to_possible_value().map_or(String::new(), |value| value.get_name().into()),
-            ..MethodRecord::default()
-        };
-        let mut set =
-            |name: &str, value: String, given: bool| record.choices.set(name, Choice { value, given });
-        set("keep-weights", options.keep.to_string(), true);
-        set(
-            "masking",
-            format!("{:?}", options.masking),
-            self.masking.is_some() || self.score_temperature.is_some(),
-        );
-        set("schedule", format!("{:?}", options.curve).to_lowercase(), self.schedule.is_some());
-        set("lambda", options.lambda.to_string(), self.lambda.is_some());
-        set("ramp", format!("{:?}", options.ramp), false);
-        if options.masking == Masking::Threshold {
-            set("threshold", options.final_threshold.to_string(), self.threshold.is_some());
-        }
-        if options.has_scores() {
-            set(
-                "score-learning-rate",
-                options.score_learning_rate.to_string(),
-                self.score_learning_rate.is_some(),
-            );
-            set("initial-score", options.initial_score.to_string(), false);
-        }
-        set("least-survivors", options.least_survivors.to_string(), false);
-        set("adamw", format!("{:?}", options.form), false);
-        set("head", format!("{:?}", options.head), self.trained_head);
-        set("snap", options.snap.to_string(), self.snap);
-        if let Some(distillation) = options.distillation {
-            let (a, b, t) = (distillation.task_weight, distillation.teacher_weight, distillation.temperature);
-            set("distillation", format!("{a} task, {b} teacher, temperature {t}"), false);
-        }
-        record
-    }
-}
-
-fn positive(name: &str, value: f64) -> Result<()> {
-    if value > 0.0 && value.is_finite() {
-        return Ok(());
-    }
-    Err(Error::usage(format!("{name} must be a positive number, not {value}")))
 }
 
 impl Sparsify {
@@ -301,38 +86,29 @@ impl Sparsify {
             _ => None,
         };
         let teacher = self.teacher(context, &task, head, &data, &source.tokenizer)?;
-        let mut model = match &words {
-            Some(words) => {
-                let ids: Vec<u32> = words.iter().map(|(_, id)| *id).collect();
-                let mask = source.tokenizer.special().mask;
-                let (model, kind) =
-                    Model::load_with_label_words(&source.directory, head, &ids, mask, context.seed)?;
-                load::note_model(&mut record, &self.model.model, &model);
-                load::hash_model(&mut record, &source.directory)?;
-                if kind == LabelWordHead::Embedding && !source.config.family.is_causal() {
-                    context.progress.warn(
-                        "the checkpoint has no masked-language-model head: a class's logit is the dot product of the \
-                         first token's state with its label word's embedding, the paper's form",
-                    );
-                }
-                model
-            }
-            None => {
-                let request = HeadRequest::Task(head);
-                load::weights(context, &mut record, &source.directory, &self.model.model, request)?
-            }
-        };
-        masked::prepare_model(&mut model, &options);
         let mut method = self.choices.record(&options);
         if let Some(words) = &words {
             let shown: Vec<&str> = words.iter().map(|(word, _)| word.as_str()).collect();
             let given = self.choices.label_words.is_some();
             method.choices.set("label-words", Choice { value: shown.join(","), given });
         }
+        if language_model && !options.trains_weights() {
+            method.choices.set("head", Choice { value: "language model, frozen".into(), given: false });
+        }
         record.method = Some(method);
 
-        let job = Job { options: &options, recipe: &recipe, task: &task, data: &data, dev: &dev };
-        let (mut model, masks) = self.train(context, &mut record, model, teacher, &job, output.path())?;
+        let job = Job {
+            source: &source,
+            words: words.as_deref(),
+            head,
+            options: &options,
+            recipe: &recipe,
+            task: &task,
+            data: &data,
+            dev: &dev,
+            teacher,
+        };
+        let (mut model, masks) = self.search(context, &mut record, &job, output.path())?;
         write_masks(output.path(), &masks, &model)?;
         if options.trains_weights() || options.head == Head::Trained {
             masks.apply(&mut model)?;
@@ -359,7 +135,7 @@ impl Sparsify {
         head: TaskHead,
         data: &Dataset,
         tokenizer: &Tokenizer,
-    ) -> Result<Option<Vec<Vec<f32>>>> {
+    ) -> Result<Option<Arc<Vec<Vec<f32>>>>> {
         let Some(name) = &self.choices.teacher else { return Ok(None) };
         if head.is_language_model() {
             return Err(Error::usage(
@@ -371,7 +147,85 @@ impl Sparsify {
         teacher::check_tokens(&source.tokenizer, tokenizer)?;
         let model = Model::load(&source.directory, HeadRequest::Task(head), context.seed)?;
         let progress = &context.progress;
-        teacher::outputs(model, context.device, task, data, TOKEN_BUDGET, progress).map(Some)
+        let outputs = teacher::outputs(model, context.device, task, data, TOKEN_BUDGET, progress)?;
+        Ok(Some(Arc::new(outputs)))
+    }
+
+    /// The model with its task head, masked and frozen as the options say.
+    fn load(&self, context: &Context, record: &mut RunRecord, job: &Job) -> Result<Model> {
+        let Job { source, head, .. } = *job;
+        // Another trial of a search reads what is in the record already.
+        let fresh = record.model.is_none();
+        let mut model = match job.words {
+            Some(words) => {
+                let ids: Vec<u32> = words.iter().map(|(_, id)| *id).collect();
+                let mask = source.tokenizer.special().mask;
+                let (model, kind) =
+                    Model::load_with_label_words(&source.directory, head, &ids, mask, context.seed)?;
+                if fresh {
+                    load::note_model(record, &self.model.model, &model);
+                    load::hash_model(record, &source.directory)?;
+                    if kind == LabelWordHead::Embedding && !source.config.family.is_causal() {
+                        context.progress.warn(
+                            "the checkpoint has no masked-language-model head: a class's logit is the dot product of \
+                             the first token's state with its label word's embedding, the paper's form",
+                        );
+                    }
+                }
+                model
+            }
+            None if fresh => {
+                let request = HeadRequest::Task(head);
+                load::weights(context, record, &source.directory, &self.model.model, request)?
+            }
+            None => Model::load(&source.directory, HeadRequest::Task(head), context.seed)?,
+        };
+        masked::prepare_model(&mut model, job.options);
+        Ok(model)
+    }
+
+    /// One training, or those of a search for λ, of which the nearest is taken.
+    fn search(
+        &self,
+        context: &Context,
+        record: &mut RunRecord,
+        job: &Job,
+        folder: &Path,
+    ) -> Result<(Model, WeightMasks)> {
+        let Some(most) = self.choices.search_lambda else {
+            return self.train(context, record, job, &folder.join(CHECKPOINTS));
+        };
+        let mut search = LambdaSearch::new(job.options.keep, SEARCH_TOLERANCE, job.options.lambda, most);
+        let mut best = None;
+        while let Some(lambda) = search.next() {
+            let options = Options { lambda, ..job.options.clone() };
+            let number = search.trials().len();
+            let checkpoints = folder.join(CHECKPOINTS).join(format!("trial-{}", number + 1));
+            let job = Job { options: &options, teacher: job.teacher.clone(), ..*job };
+            let mut trial = record.clone();
+            let (model, masks) = self.train(context, &mut trial, &job, &checkpoints)?;
+            search.record(lambda, masks.kept_fraction());
+            let kept = format::percent(masks.kept_fraction());
+            context.progress.note(format!("λ {lambda:.3}: {kept} of the weights are kept"));
+            if search.best().is_some_and(|(nearest, _)| nearest == number) {
+                best = Some((trial, model, masks, lambda));
+            }
+        }
+        let Some((trial, model, masks, lambda)) = best else {
+            return Err(Error::usage("a search without a trial"));
+        };
+        *record = trial;
+        if let Some(method) = &mut record.method {
+            method.choices.set("lambda", Choice { value: lambda.to_string(), given: false });
+        }
+        let trials = search
+            .trials()
+            .iter()
+            .map(|(lambda, kept)| serde_json::json!({"lambda": lambda, "keep_weights": kept}));
+        if let Some(result) = &mut record.result {
+            result["lambda_search"] = trials.collect::<Vec<_>>().into();
+        }
+        Ok((model, masks))
     }
 
     /// Trains, evaluates the result, and gives back the model (frozen weights as they were loaded) and the masks.
@@ -379,21 +233,19 @@ impl Sparsify {
         &self,
         context: &Context,
         record: &mut RunRecord,
-        model: Model,
-        teacher: Option<Vec<Vec<f32>>>,
         job: &Job,
-        folder: &Path,
+        checkpoints: &Path,
     ) -> Result<(Model, WeightMasks)> {
-        let mut session = Session::new(model, context.device)?;
+        let mut session = Session::new(self.load(context, record, job)?, context.device)?;
         let run = finetune::Options {
             seed: context.seed,
             max_steps: self.train.steps,
-            checkpoints: Some(folder.join(CHECKPOINTS)),
+            checkpoints: Some(checkpoints.to_path_buf()),
             ..finetune::Options::default()
         };
-        let Job { options, recipe, task, data, dev } = *job;
+        let Job { options, recipe, task, data, dev, .. } = *job;
         let make = |session: &mut Session, size| {
-            MaskedTrainer::new(session, recipe, options, task, teacher, run.seed, size)
+            MaskedTrainer::new(session, recipe, options, task, job.teacher.clone(), run.seed, size)
         };
         let progress = &context.progress;
         let history = finetune::drive(&mut session, task, data, Some(dev), recipe, &run, progress, make)?;
@@ -415,13 +267,18 @@ impl Sparsify {
 }
 
 /// One run.
-#[derive(Clone, Copy)]
 struct Job<'a> {
+    source: &'a load::Source,
+    /// Label words with their tokens; without, the head is the task's own.
+    words: Option<&'a [(String, u32)]>,
+    head: TaskHead,
     options: &'a Options,
     recipe: &'a Recipe,
     task: &'a Task,
     data: &'a Dataset,
     dev: &'a Dataset,
+    /// Outputs of the teacher for each training row.
+    teacher: Option<Arc<Vec<Vec<f32>>>>,
 }
 
 /// Writes `masks.safetensors`.

@@ -115,6 +115,10 @@ pub fn restore(
         if start > end || end > bytes - 8 - length {
             return Err(broken(&format!("block {name} is not inside the file's {bytes} bytes")));
         }
+        // A block of which nothing is trained.
+        if start == end {
+            continue;
+        }
         file.seek(SeekFrom::Start(8 + length + start)).map_err(Error::io(&path, "reading"))?;
         executor.write_block(block, &floats(&path, &file, (end - start) as usize)?)?;
     }

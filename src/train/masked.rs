@@ -139,7 +139,7 @@ pub struct MaskedTrainer {
     options: Options,
     plan: MaskPlan,
     /// Outputs of the teacher for each row of the training data.
-    teacher: Option<Vec<Vec<f32>>>,
+    teacher: Option<Arc<Vec<Vec<f32>>>>,
     seed: u64,
     train: Prepared,
     programs: Programs,
@@ -167,7 +167,7 @@ impl MaskedTrainer {
         recipe: &Recipe,
         options: &Options,
         task: &Task,
-        teacher: Option<Vec<Vec<f32>>>,
+        teacher: Option<Arc<Vec<Vec<f32>>>>,
         seed: u64,
         size: RunSize,
     ) -> Result<MaskedTrainer> {
@@ -438,7 +438,7 @@ impl Stepper for MaskedTrainer {
     fn identity(&self) -> String {
         let mut hash = blake3::Hasher::new();
         hash.update(format!("{:?}", self.options).as_bytes());
-        for outputs in self.teacher.iter().flatten() {
+        for outputs in self.teacher.iter().flat_map(|rows| rows.iter()) {
             hash.update(bytemuck::cast_slice(outputs));
         }
         hash.finalize().to_hex().to_string()

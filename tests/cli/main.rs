@@ -11,4 +11,5 @@ mod latency;
 mod memory;
 mod parity;
 mod report;
+mod sparsify;
 mod train;

@@ -8,6 +8,7 @@ mod emulated;
 mod gradients;
 mod knowledge;
 mod lockstep;
+mod masked;
 mod measurements;
 mod models;
 mod plan;

@@ -78,7 +78,7 @@ fn training_learns_its_rows_by_heart() {
 }
 
 /// Requests a stop once `after` steps of training have been done.
-struct StopAfter(u64, Interrupt);
+pub struct StopAfter(pub u64, pub Interrupt);
 
 impl Listener for StopAfter {
     fn begin(&self, _: &str, _: u64, _: &'static str, _: usize) {}

@@ -193,8 +193,16 @@ fn one_threshold_for_all_matrices_is_the_released_one() {
         let mut matrices: Vec<Matrix<f64>> =
             values.iter().zip(&mut words).map(|(scores, keep)| Matrix::dense(scores, keep)).collect();
         select::reference::keep_largest(&mut matrices, false, budget.counts[0] as usize);
-        for (n, keep_bits) in words.iter().enumerate() {
-            assert_mask(&expected, &format!("mask.{keep}.{n}"), keep_bits);
+        let threshold = expected.f64(&format!("threshold.{keep}"))[0];
+        for (n, (keep_bits, scores)) in words.iter().zip(&values).enumerate() {
+            for (i, &score) in scores.iter().enumerate() {
+                assert_eq!(bit(keep_bits, i) == 1.0, score > threshold, "{keep}: score {i} of case {n}");
+            }
+            // The stored mask of case 2 at 0.03 contradicts the stored threshold, its definition: three of its bits are of
+            // scores below it (1.0714, 1.1027 and 1.1057 against 1.1157).
+            if (keep, n) != ("0.03", 2) {
+                assert_mask(&expected, &format!("mask.{keep}.{n}"), keep_bits);
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ use secateur::train::finetune::{RunSize, Stepper};
 use secateur::train::masked::{self, MaskedTrainer};
 use serde_json::Value;
 
+use crate::support::numbers::U32;
 use crate::support::tensors::Tensors;
 use crate::support::{reference, shared};
 
@@ -208,8 +209,12 @@ fn two_steps(device: Device, masking: Masking, form: AdamWForm, step: &Tensors, 
         let largest = expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
         for (found, expected) in moment.iter().zip(&expected) {
             let found = f64::from(*found) / (0.1 * clip);
-            let scale = if exact { expected.abs() } else { largest };
-            assert!((found - expected).abs() <= 1e-5 * scale, "∂L/∂S of {name}: {found} is not {expected}");
+            // The weight 1/12 of a row's loss is f32 on every executor: its rounding stays where the loss and the
+            // regulariser (at most λ/4 over 12 matrices of this many scores) cancel.
+            let penalty = 57.25 / 4.0 / (12.0 * moment.len() as f64);
+            let cancelled = U32 * (expected.abs() + penalty);
+            let bound = if exact { 1e-5 * expected.abs() + cancelled } else { 1e-5 * largest };
+            assert!((found - expected).abs() <= bound, "∂L/∂S of {name}: {found} is not {expected}");
         }
     }
     for number in 1..=2 {

@@ -11,7 +11,8 @@
 //! | L0 (Louizos et al. 2018) | hard concrete | weights and scores | exact | mean σ(S + shift) |
 //!
 //! `options` holds the profiles, `schedule` what changes with the step, `fractions` SMP-S's shares of the budget,
-//! `masking` the counts and thresholds of one step, `label_words` the words that answer for classes.
+//! `masking` the counts and thresholds of one step, `label_words` the words that answer for classes, `search` the weight
+//! of the regulariser at which a threshold method keeps what was asked.
 //!
 //! Scores belong to the 2-dimensional weights of the layers ([`Architecture::layer_matrices`]); biases, LayerNorm,
 //! embeddings and heads are never masked. A mask is computed once an optimiser step, before its forward passes, and once
@@ -24,7 +25,9 @@ pub mod label_words;
 pub mod masking;
 pub mod options;
 pub mod schedule;
+pub mod search;
 
 pub use masking::{Budget, MaskPlan};
 pub use options::{Distillation, Head, Masking, Method, Options, Profile};
 pub use schedule::{Curve, Ramp, Schedule};
+pub use search::LambdaSearch;
