@@ -8,6 +8,7 @@ mod emulated;
 mod gradients;
 mod knowledge;
 mod lockstep;
+mod mask_tuning;
 mod masked;
 mod measurements;
 mod models;
