@@ -9,6 +9,7 @@
 //! Nothing lower imports anything higher. `docs/architecture.md` is the tour.
 
 pub mod bench;
+pub mod compare;
 pub mod cuda;
 pub mod data;
 pub mod dump;

@@ -9,7 +9,7 @@ use secateur::report::listener::{self, Verbosity};
 use secateur::session::Device;
 use secateur::{Error, Result};
 
-use super::options::GlobalOptions;
+use super::options::{GlobalOptions, value_name};
 
 /// The surroundings of a command.
 pub struct Context {
@@ -17,6 +17,7 @@ pub struct Context {
     pub device: Device,
     pub progress: Progress,
     threads: usize,
+    global: GlobalOptions,
     json: bool,
     quiet: bool,
     started: Instant,
@@ -55,10 +56,22 @@ impl Context {
             device,
             progress,
             threads: rayon::current_num_threads(),
+            global: global.clone(),
             json: global.json,
             quiet: global.quiet,
             started: Instant::now(),
         })
+    }
+
+    /// Arguments that make another command compute on the same device.
+    pub fn device_arguments(&self) -> Vec<String> {
+        let precision = value_name(&self.global.precision);
+        ["--device".into(), self.global.device.to_string(), "--precision".into(), precision].into()
+    }
+
+    /// Worker threads.
+    pub fn threads(&self) -> usize {
+        self.threads
     }
 
     /// The record of a command that begins now.
@@ -76,6 +89,11 @@ impl Context {
     pub fn print(&self, value: &serde_json::Value, text: &str) {
         let shown = if self.json { format!("{value:#}\n") } else { text.to_string() };
         write_out(&shown);
+    }
+
+    /// Writes text to standard output, as it is.
+    pub fn write(&self, text: &str) {
+        write_out(text);
     }
 
     /// Shows the results: the records as one JSON object, or `text`.

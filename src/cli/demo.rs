@@ -7,7 +7,7 @@ use clap::Args;
 use secateur::data::agreement::{self, Sizes};
 use secateur::data::{Dataset, Split, Task, Tokenizer, text};
 use secateur::model::{Family, Head, HeadRequest, Model, ModelConfig};
-use secateur::prune::UnitMasks;
+use secateur::prune::{Pruned, UnitMasks};
 use secateur::report::record::Evaluation;
 use secateur::report::table::Table;
 use secateur::report::{RunRecord, format};
@@ -16,7 +16,7 @@ use secateur::{Error, Result};
 
 use super::context::Context;
 use super::load::Source;
-use super::options::{LmGrouping, Method, OutputOptions, Profile, PruneOptions, TaskOptions};
+use super::options::{LmGrouping, Method, OutputOptions, PruneOptions, TaskOptions};
 use super::output::{CHECKPOINTS, Output};
 use super::{evaluate, load, pretrain, prune, training};
 
@@ -255,7 +255,7 @@ impl Demonstration<'_> {
             // The page is about Dual-CP; what the control was is in the evaluations.
             let mut own = record.clone();
             let start = Instant::now();
-            let options = pruning(method);
+            let options = PruneOptions::of(method, KEEP);
             let rows = &stage.train.examples;
             let (results, model) =
                 prune::prune(self.context, &mut own, dense, rows, Some(&stage.task), &options)?;
@@ -263,9 +263,10 @@ impl Demonstration<'_> {
             self.context
                 .progress
                 .record_seconds(&format!("pruning by {name}"), start.elapsed().as_secs_f64());
-            for (masks, budget) in results {
+            for Pruned { masks, budget, empty, .. } in results {
                 own.set_budget(&budget, &dense.config().widths());
-                let model = training::compact(self.context, &mut own, &dense, &masks, &stage.dev.examples)?;
+                let model =
+                    training::compact(self.context, &mut own, &dense, &masks, empty, &stage.dev.examples)?;
                 self.tune(&mut own, stage, model, (name, budget.reached))?;
                 masks.write(&self.folder.join(name).join("masks.json"))?;
                 kept.get_or_insert(masks);
@@ -320,24 +321,5 @@ impl Demonstration<'_> {
         record.evaluations.extend(fastest.map(|found| Evaluation { keep_flops: keep, ..found }));
         let folder = self.folder.join(variant);
         training::save(&folder, session.into_model()?, &stage.task, &stage.source.tokenizer)
-    }
-}
-
-fn pruning(method: Method) -> PruneOptions {
-    PruneOptions {
-        method,
-        keep_flops: vec![KEEP],
-        profile: Profile::Default,
-        lambda: None,
-        delta: None,
-        calibration_tokens: None,
-        calibration_rows: 3000,
-        linkage: None,
-        space: None,
-        centroid: None,
-        on_infeasible: None,
-        calibration_inputs: None,
-        token_indices: None,
-        cost_length: None,
     }
 }

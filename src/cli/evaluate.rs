@@ -7,7 +7,7 @@ use clap::Args;
 use secateur::data::{Dataset, Split, Task, TaskKind};
 use secateur::eval::evaluate::Evaluator;
 use secateur::memory::MemoryPlan;
-use secateur::model::{HeadRequest, Model};
+use secateur::model::{EmptySublayers, HeadRequest, Model};
 use secateur::progress::Progress;
 use secateur::prune::UnitMasks;
 use secateur::report::RunRecord;
@@ -89,11 +89,18 @@ impl Evaluate {
             );
             return Err(Error::usage(message));
         }
+        // Sublayers that go without leaving their bias are not what masks compute: the model without them is.
+        let (masks, model) = match masks {
+            Some((masks, empty)) if empty != EmptySublayers::KeepBias => {
+                (None, model.compact(&masks, empty)?)
+            }
+            masks => (masks.map(|(masks, _)| masks), model),
+        };
         let mut session = match &self.mask_file {
             Some(path) => self.switched(context, &mut record, path, model)?,
             None => Session::new(model, context.device)?,
         };
-        let variant = if masks.is_some() || self.mask_file.is_some() { "masked" } else { "model" };
+        let variant = if self.masks.is_some() || self.mask_file.is_some() { "masked" } else { "model" };
         let mut found =
             measure(&mut session, &task, &data, masks.as_ref(), variant, &self.split, &context.progress)?;
         let config = session.model().config();
@@ -147,7 +154,7 @@ impl Evaluate {
 
 /// The classes of a model are the task's, in the task's order. A table has those the model was trained on: the rows
 /// evaluated may not show them all.
-fn adopt_labels(task: &mut Task, of_model: &[String], name: &str) -> Result<()> {
+pub fn adopt_labels(task: &mut Task, of_model: &[String], name: &str) -> Result<()> {
     if task.labels.is_empty() {
         task.labels = of_model.to_vec();
     }

@@ -135,8 +135,9 @@ impl Export {
                 )?
             }
             FormatName::MasksJson => {
-                let masks = units.unwrap_or_else(|| UnitMasks::ones(&config.widths()));
-                masks.write(&folder.join("masks.json"))?;
+                let (masks, empty) =
+                    units.unwrap_or_else(|| (UnitMasks::ones(&config.widths()), EmptySublayers::KeepBias));
+                masks.write_with_empty(&folder.join("masks.json"), empty)?;
                 json!({ "widths": masks.widths() })
             }
             FormatName::Hf | FormatName::Sparse => {
@@ -211,14 +212,14 @@ impl Export {
         &self,
         context: &Context,
         model: Model,
-        units: Option<&UnitMasks>,
+        units: Option<&(UnitMasks, EmptySublayers)>,
         source: &Path,
         folder: &Path,
         text: &mut String,
     ) -> Result<Value> {
         let dense = model.layout().total_elements();
         let model = match units {
-            Some(masks) => model.compact(masks, EmptySublayers::KeepBias)?,
+            Some((masks, empty)) => model.compact(masks, *empty)?,
             None => model,
         };
         let stored = self.dtype.map_or(StoredType::F32, StoredType::from);
@@ -239,7 +240,7 @@ impl Export {
             bytes = model.save_sparse(folder, stored)?.file;
         } else {
             model.save_as(folder, stored)?;
-            if let Some(removed) = units.and_then(unit_masks::to_pruned_heads) {
+            if let Some(removed) = units.and_then(|(masks, _)| unit_masks::to_pruned_heads(masks)) {
                 loader::note_pruned_heads(folder, removed)?;
             }
             if loader::is_needed(model.config()) {

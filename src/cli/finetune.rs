@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use secateur::Result;
 use secateur::data::Split;
 use secateur::model::HeadRequest;
-use secateur::prune::UnitMasks;
-use secateur::report::record::InputFile;
 use secateur::report::table::Table;
 use secateur::report::{RunRecord, format};
-use secateur::{Error, Result};
 
 use super::context::Context;
 use super::options::{ModelOptions, OutputOptions, TaskOptions, TrainOptions};
@@ -37,6 +35,9 @@ pub struct Finetune {
     masks: Option<PathBuf>,
     #[command(flatten)]
     train: TrainOptions,
+    /// Write the records, not the model.
+    #[arg(long)]
+    no_model: bool,
     #[command(flatten)]
     output: OutputOptions,
 }
@@ -46,23 +47,24 @@ impl Finetune {
         let source = load::source(&self.model.model)?;
         let mut task = load::task(&self.task)?;
         let recipe = training::recipe(&self.train, training::usual_recipe(&task)?)?;
-        let masks = self.masks.as_deref().map(UnitMasks::read).transpose()?;
         let output = Output::create(&self.output, self.train.resume)?;
         let mut record = context.record("finetune");
+        let masks = match &self.masks {
+            Some(path) => Some(load::unit_masks(&mut record, path, &source.config.widths())?),
+            None => None,
+        };
         let data = load::split(context, &mut record, &mut task, &self.task, &source, Split::Train)?;
         let dev = load::split(context, &mut record, &mut task, &self.task, &source, Split::Dev)?;
         let request = HeadRequest::Task(load::head(&task));
         let mut model = load::weights(context, &mut record, &source.directory, &self.model.model, request)?;
 
         let mut variant = if model.config().is_unpruned() { "dense" } else { "pruned" };
-        if let (Some(masks), Some(path)) = (&masks, &self.masks) {
-            record.inputs.push(InputFile::hash("masks", path)?);
+        if let Some((masks, empty)) = &masks {
             let widths = model.config().widths();
-            masks.check_widths(&widths).map_err(|e| Error::format(path, e.to_string()))?;
             let budget = training::budget(model.config(), &data, masks)?;
             variant = "pruned";
             record.set_budget(&budget, &widths);
-            model = training::compact(context, &mut record, &model, masks, &dev.examples)?;
+            model = training::compact(context, &mut record, &model, masks, *empty, &dev.examples)?;
         }
         let config = model.config();
         let keep = training::kept(config, data.mean_length(), &config.widths())?;
@@ -78,12 +80,14 @@ impl Finetune {
             checkpoints: output.path().join(CHECKPOINTS),
         };
         let model = training::train_and_evaluate(context, &mut record, model, &job)?;
-        training::save(output.path(), model, &task, &source.tokenizer)?;
-        if let Some(masks) = &masks {
-            masks.write(&output.path().join("masks.json"))?;
+        if !self.no_model {
+            training::save(output.path(), model, &task, &source.tokenizer)?;
+        }
+        if let Some((masks, empty)) = &masks {
+            masks.write_with_empty(&output.path().join("masks.json"), *empty)?;
         }
         context.finish(&mut record);
-        write_report(output.path(), &record, masks.as_ref())?;
+        write_report(output.path(), &record, masks.as_ref().map(|(masks, _)| masks))?;
         output.commit()?;
         context.show(&[record.clone()], |styled| summary(&record, styled));
         Ok(())

@@ -3,14 +3,12 @@
 use std::path::Path;
 
 use clap::Args;
+use secateur::Result;
 use secateur::eval::latency::{self, Contestant, Latency};
-use secateur::model::{EmptySublayers, HeadRequest, Model};
-use secateur::prune::UnitMasks;
-use secateur::report::record::InputFile;
+use secateur::model::{HeadRequest, Model};
 use secateur::report::table::Table;
 use secateur::report::{RunRecord, format};
 use secateur::session::Session;
-use secateur::{Error, Result};
 
 use super::context::Context;
 use super::load;
@@ -66,10 +64,8 @@ pub fn run(
     let against = options.against.as_deref().map(|name| open(context, record, name)).transpose()?;
     let mut model = open(context, record, name)?;
     if let Some(path) = masks {
-        record.inputs.push(InputFile::hash("masks", path)?);
-        let masks = UnitMasks::read(path)?;
-        masks.check_widths(&model.config().widths()).map_err(|e| Error::format(path, e.to_string()))?;
-        model = model.compact(&masks, EmptySublayers::KeepBias)?;
+        let (masks, empty) = load::unit_masks(record, path, &model.config().widths())?;
+        model = model.compact(&masks, empty)?;
     }
     let mut session = Session::new(model, context.device)?;
     let mut other = against.map(|model| Session::new(model, context.device)).transpose()?;

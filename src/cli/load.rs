@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use secateur::data::{Dataset, LoadOptions, Split, Task, TaskKind, Tokenizer, batch, table::TableColumns};
 use secateur::export::{mask_file, unit_masks};
-use secateur::model::{self, Head, HeadRequest, LayerWidths, Model, ModelConfig, UnitMasks, WeightMasks};
+use secateur::model::{
+    self, EmptySublayers, Head, HeadRequest, LayerWidths, Model, ModelConfig, UnitMasks, WeightMasks,
+};
 use secateur::report::RunRecord;
 use secateur::report::record::{BadRows, InputFile, ModelSummary, TaskSummary};
 use secateur::{Error, Result};
@@ -90,9 +92,16 @@ pub fn hash_model(record: &mut RunRecord, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Head and neuron masks of any known layout, for a model of these widths.
-pub fn unit_masks(record: &mut RunRecord, path: &Path, widths: &[LayerWidths]) -> Result<UnitMasks> {
+/// Head and neuron masks of any known layout, for a model of these widths, and what becomes of empty sublayers.
+pub fn unit_masks(
+    record: &mut RunRecord,
+    path: &Path,
+    widths: &[LayerWidths],
+) -> Result<(UnitMasks, EmptySublayers)> {
     let masks = unit_masks::read(path, widths)?;
+    let json = if path.is_dir() { path.join("masks.json") } else { path.to_path_buf() };
+    let ours = json.extension().is_some_and(|extension| extension == "json") && json.is_file();
+    let empty = if ours { EmptySublayers::read(&json)? } else { EmptySublayers::KeepBias };
     let mut files = vec![path.to_path_buf()];
     if path.is_dir() {
         files = ["masks.json", "head_mask.pt", "neuron_mask.pt"].map(|name| path.join(name)).into();
@@ -101,7 +110,7 @@ pub fn unit_masks(record: &mut RunRecord, path: &Path, widths: &[LayerWidths]) -
     for file in files {
         record.inputs.push(InputFile::hash("masks", &file)?);
     }
-    Ok(masks)
+    Ok((masks, empty))
 }
 
 /// Weight masks that belong to a model.

@@ -2,16 +2,20 @@
 //! `context`, and the discipline of output directories in `output`.
 
 mod bench;
+mod compare;
 mod context;
 mod demo;
 mod doctor;
+mod dual_cp;
 mod evaluate;
 mod export;
 mod finetune;
 mod forward;
 mod inspect;
 mod latency;
+mod list_methods;
 mod load;
+mod methods;
 mod options;
 mod output;
 mod pretrain;
@@ -44,6 +48,8 @@ struct Cli {
 enum Command {
     Demo(demo::Demo),
     Run(run::Run),
+    Compare(compare::Compare),
+    Methods(list_methods::Methods),
     Prune(prune::Prune),
     Sparsify(sparsify::Sparsify),
     Finetune(finetune::Finetune),
@@ -68,6 +74,8 @@ pub fn main() -> ExitCode {
     let result = Context::new(cli.global).and_then(|mut context| match cli.command {
         Command::Demo(command) => command.run(&mut context),
         Command::Run(command) => command.run(&mut context),
+        Command::Compare(command) => command.run(&mut context),
+        Command::Methods(command) => command.run(&mut context),
         Command::Prune(command) => command.run(&mut context),
         Command::Sparsify(command) => command.run(&mut context),
         Command::Finetune(command) => command.run(&mut context),

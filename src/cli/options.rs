@@ -7,6 +7,8 @@ use secateur::data::text::Grouping;
 use secateur::launch::Precision;
 use secateur::prune::clustering::Linkage;
 use secateur::prune::dual_cp;
+use secateur::prune::scaling::Scaling;
+use secateur::prune::{Stage, method};
 use secateur::session;
 use secateur::{Error, Result};
 
@@ -102,6 +104,18 @@ impl GlobalOptions {
             )));
         }
         Ok((device, reason))
+    }
+}
+
+impl std::fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DeviceName::Auto => f.write_str("auto"),
+            DeviceName::Cpu => f.write_str("cpu"),
+            DeviceName::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            DeviceName::Reference => f.write_str("reference"),
+            DeviceName::Emulated => f.write_str("emulated"),
+        }
     }
 }
 
@@ -201,6 +215,92 @@ pub enum Method {
     RandomSpread,
     /// Control: the members of the largest clusters, everything else removed.
     Worst,
+    /// Measure what each sublayer knows, prune it, tune its weights, from the bottom up (ICLR 2024).
+    KPrune,
+    /// Search by Fisher information, rearrange, rescale what is left (NeurIPS 2022).
+    MaskTuning,
+    /// Neurons that represent the others and respond to the data (KCM, ICML 2023); heads stay.
+    Kcm,
+    /// KCM's representative ranking alone.
+    R2,
+    /// KCM's data-driven ranking alone.
+    D2,
+    /// Neurons of the smallest weights go; heads stay.
+    WeightMagnitude,
+    /// The same, with what is kept scaled to imitate the dense model.
+    WeightMagnitudeScale,
+    /// Neurons of the smallest outputs go, in every layer as many; heads stay.
+    OutputMagnitude,
+    /// Whole layers, from the top unless chosen otherwise (Sajjad et al. 2023).
+    LayerDropping,
+    /// Heads and neurons whose masks change the loss least, to first order.
+    Taylor,
+    /// The same by the diagonal of the Fisher information.
+    Fisher,
+    /// Control: random heads and neurons; needs no data.
+    RandomUnits,
+}
+
+impl Method {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        value_name(&self)
+    }
+
+    /// What `--help` says of it.
+    pub fn about(self) -> String {
+        let help = self.to_possible_value().and_then(|value| value.get_help().map(ToString::to_string));
+        help.unwrap_or_default()
+    }
+
+    /// When it was published to prune.
+    pub fn stage(self) -> Stage {
+        self.job(Profile::Default).map_or(Stage::Pre, |method| method.facts().stage)
+    }
+
+    /// The method with a profile's choices; none for Dual-CP and its controls, which have options of their own.
+    pub fn job(self, profile: Profile) -> Option<method::Method> {
+        // Names that stand for another method with one choice made.
+        let score = |value: &str| Some(("score", value.to_string()));
+        let (name, choice) = match self {
+            Method::R2 => ("kcm", score("r2")),
+            Method::D2 => ("kcm", score("d2")),
+            Method::Taylor => ("importance", score("taylor")),
+            Method::Fisher => ("importance", score("fisher")),
+            Method::WeightMagnitudeScale => {
+                ("weight-magnitude", Some(("scaling", serde_json::to_string(&Scaling::default()).ok()?)))
+            }
+            _ => (&*self.name(), None),
+        };
+        let mut method = method::Method::named(name, profile.into())?;
+        if let Some((name, value)) = choice {
+            method.choose(name, &value).ok()?;
+        }
+        Some(method)
+    }
+}
+
+/// The name of an enumerated option's value on the command line.
+pub fn value_name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or(String::new(), |value| value.get_name().to_string())
+}
+
+/// When to prune.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StageName {
+    /// Before fine-tuning.
+    Pre,
+    /// After fine-tuning.
+    Post,
+}
+
+impl From<StageName> for Stage {
+    fn from(name: StageName) -> Stage {
+        match name {
+            StageName::Pre => Stage::Pre,
+            StageName::Post => Stage::Post,
+        }
+    }
 }
 
 /// Sets of choices.
@@ -210,8 +310,18 @@ pub enum Profile {
     Paper,
     /// The authors' released code, its slips included, mask for mask.
     Authors,
-    /// The paper with an exact budget search.
+    /// The paper with what is broken or infeasible repaired.
     Default,
+}
+
+impl From<Profile> for method::Profile {
+    fn from(profile: Profile) -> method::Profile {
+        match profile {
+            Profile::Paper => method::Profile::Paper,
+            Profile::Authors => method::Profile::Authors,
+            Profile::Default => method::Profile::Default,
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,6 +389,48 @@ pub enum OnInfeasibleName {
     Shift,
 }
 
+impl PruneOptions {
+    /// A method at one budget, all else as published.
+    pub fn of(method: Method, keep_flops: f64) -> PruneOptions {
+        PruneOptions {
+            method,
+            keep_flops: vec![keep_flops],
+            keep_latency: Vec::new(),
+            latency_batch: 1,
+            latency_length: 128,
+            profile: Profile::Default,
+            stage: None,
+            choose: Vec::new(),
+            on_reject: None,
+            round_to: None,
+            skip_infeasible: false,
+            subdirectories: false,
+            calibration_batch: None,
+            lambda: None,
+            delta: None,
+            calibration_tokens: None,
+            calibration_rows: None,
+            linkage: None,
+            space: None,
+            centroid: None,
+            on_infeasible: None,
+            calibration_inputs: None,
+            token_indices: None,
+            cost_length: None,
+        }
+    }
+
+    /// The budgets, of whichever kind.
+    pub fn budgets(&self) -> &[f64] {
+        if self.keep_latency.is_empty() { &self.keep_flops } else { &self.keep_latency }
+    }
+
+    /// Before or after fine-tuning.
+    pub fn stage(&self) -> Stage {
+        self.stage.map_or(self.method.stage(), Into::into)
+    }
+}
+
 /// How to prune.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Pruning")]
@@ -288,34 +440,69 @@ pub struct PruneOptions {
     pub method: Method,
     /// Fraction of the blocks' FLOPs to keep, above 0 and at most 1: 0.6 keeps 60 %. Several, separated by commas or
     /// repeated, come from one calibration; each gets its own directory `keep-F` in the output.
-    #[arg(long, value_name = "F", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "F", value_delimiter = ',', required_unless_present = "keep_latency")]
     pub keep_flops: Vec<f64>,
+    /// mask-tuning: fraction of the dense model's latency on this device to keep, in place of FLOPs. Sublayers of every
+    /// width are timed first (--latency-batch, --latency-length), on a machine that should do nothing else.
+    #[arg(long, value_name = "F", value_delimiter = ',', conflicts_with = "keep_flops")]
+    pub keep_latency: Vec<f64>,
+    /// Rows of the batch whose latency counts.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "keep_latency")]
+    pub latency_batch: usize,
+    /// Tokens of its rows.
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, requires = "keep_latency")]
+    pub latency_length: usize,
     /// Set of choices to start from; the options below change single ones.
     #[arg(long, value_enum, default_value_t = Profile::Default)]
     pub profile: Profile,
-    /// FLOPs removed from the FFN for each removed from attention (λ). Default 5.
+    /// Prune before fine-tuning (pre) or a fine-tuned model (post). Default: what the method was published for.
+    #[arg(long, value_enum)]
+    pub stage: Option<StageName>,
+    /// Change one choice of the method, by the name the run record shows it under; repeatable. `secateur
+    /// methods NAME` lists a method's choices with what each profile sets.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub choose: Vec<String>,
+    /// Methods that rescale: what to do with a sublayer whose scales are rejected: skip it, break off (leaving all above
+    /// untuned), or ridge (solve again with more damping).
+    #[arg(long, value_name = "skip|break|ridge")]
+    pub on_reject: Option<String>,
+    /// Keep neurons of a layer at multiples of N, which wide products like, for the methods that rank neurons. Short for
+    /// --choose round-to=N.
+    #[arg(long, value_name = "N")]
+    pub round_to: Option<usize>,
+    /// Leave budgets out that the method cannot reach, and say so, in place of failing.
+    #[arg(long)]
+    pub skip_infeasible: bool,
+    /// Give every budget its own directory `keep-F` even where there is only one.
+    #[arg(long)]
+    pub subdirectories: bool,
+    /// Rows of a gradient mini-batch, for methods that square gradients of batch means. Default 32; 12 for SQuAD.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub calibration_batch: Option<u32>,
+    /// dual-cp: FLOPs removed from the FFN for each removed from attention (λ). Default 5.
     #[arg(long, value_name = "RATIO")]
     pub lambda: Option<f64>,
-    /// Step of the threshold search (δ), for the profiles that step: 0.001 in the paper, 0.0005 in the code. Giving it
+    /// dual-cp: step of the threshold search (δ), for the profiles that step: 0.001 in the paper, 0.0005 in the code. Giving it
     /// chooses that search.
     #[arg(long, value_name = "STEP")]
     pub delta: Option<f64>,
-    /// Tokens whose activations are compared. Default 200.
+    /// dual-cp: tokens whose activations are compared. Default 200.
     #[arg(long, value_name = "N")]
     pub calibration_tokens: Option<usize>,
-    /// Training rows the tokens are drawn from; all if there are fewer.
-    #[arg(long, value_name = "N", default_value_t = 3000)]
-    pub calibration_rows: usize,
-    /// Linkage of the cluster trees.
+    /// Training rows to calibrate on, drawn by the seed; all if there are fewer. Default: the method's own number (3000
+    /// for dual-cp).
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub calibration_rows: Option<usize>,
+    /// dual-cp: linkage of the cluster trees.
     #[arg(long, value_enum)]
     pub linkage: Option<LinkageName>,
-    /// Distance of the cluster trees.
+    /// dual-cp: distance of the cluster trees.
     #[arg(long, value_enum)]
     pub space: Option<SpaceName>,
-    /// Which member of a cluster is kept.
+    /// dual-cp: which member of a cluster is kept.
     #[arg(long, value_enum)]
     pub centroid: Option<CentroidName>,
-    /// What to do with a budget that λ makes impossible.
+    /// dual-cp: what to do with a budget that λ makes impossible.
     #[arg(long, value_enum)]
     pub on_infeasible: Option<OnInfeasibleName>,
     /// Use exactly these rows (safetensors with input_ids and cu_seqlens) instead of drawing from the data.
@@ -360,4 +547,22 @@ pub struct TrainOptions {
     /// Continue an interrupted run, to the same bits as if it had not been interrupted.
     #[arg(long)]
     pub resume: bool,
+}
+
+impl TrainOptions {
+    /// The arguments that give the same training, without --resume.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        let mut set = |name: &str, value: Option<String>| {
+            arguments.extend(value.into_iter().flat_map(|value| [name.to_string(), value]));
+        };
+        set("--recipe", self.recipe.clone());
+        set("--learning-rate", self.learning_rate.map(|v| v.to_string()));
+        set("--batch-size", self.batch_size.map(|v| v.to_string()));
+        set("--epochs", self.epochs.map(|v| v.to_string()));
+        set("--steps", self.steps.map(|v| v.to_string()));
+        set("--warmup", self.warmup.map(|v| v.to_string()));
+        set("--weight-decay", self.weight_decay.map(|v| v.to_string()));
+        arguments
+    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use secateur::data::{Batch, Dataset, Example, Split, Target, Task, TaskKind, Tokenizer};
 use secateur::model::{EmptySublayers, Model, ModelConfig};
-use secateur::prune::{BudgetRecord, CostModel, LayerWidths, UnitMasks, proof};
+use secateur::prune::{BudgetRecord, CostModel, LayerWidths, Pruned, UnitMasks, proof};
 use secateur::report::RunRecord;
 use secateur::report::record::{CompactProof, Epoch, LossPoint, Size, Training};
 use secateur::session::Session;
@@ -134,10 +134,16 @@ pub fn compact(
     record: &mut RunRecord,
     model: &Model,
     masks: &UnitMasks,
+    empty: EmptySublayers,
     examples: &[Example],
 ) -> Result<Model> {
     let stage = context.progress.stage("compaction", 0, "");
-    let compact = model.compact(masks, EmptySublayers::KeepBias)?;
+    let compact = model.compact(masks, empty)?;
+    note_size(record, model, &compact);
+    // Without its bias a sublayer is another function than the masked one: there is nothing to prove.
+    if empty != EmptySublayers::KeepBias {
+        return Ok(compact);
+    }
     let batch = proof_rows(model, examples)?;
     let rows = batch.row_count();
     let found = proof::compare(model, masks, &compact, &[batch], context.device)?;
@@ -150,13 +156,6 @@ pub fn compact(
         max_logit_difference: found.largest_difference,
         max_logit: found.largest_logit,
         rows,
-    });
-    let parameters = |model: &Model| model.layout().total_elements() as u64;
-    record.size = Some(Size {
-        parameters_dense: parameters(model),
-        parameters_kept: parameters(&compact),
-        bytes_dense: 4 * parameters(model),
-        bytes_kept: 4 * parameters(&compact),
     });
     Ok(compact)
 }
@@ -191,11 +190,39 @@ pub fn budget(config: &ModelConfig, data: &Dataset, masks: &UnitMasks) -> Result
     cost.record(reached, masks)
 }
 
-/// Saves a model with the task's class names, and its tokenizer.
-pub fn save(folder: &Path, mut model: Model, task: &Task, tokenizer: &Tokenizer) -> Result<()> {
+/// The small model of a pruning: tuned weights where the method tuned them, masks folded in, what is masked removed.
+pub fn apply(
+    context: &Context,
+    record: &mut RunRecord,
+    model: &Model,
+    pruned: &Pruned,
+    examples: &[Example],
+) -> Result<Model> {
+    let tuned = pruned.values.as_ref().map(|values| Model { values: values.clone(), ..model.clone() });
+    let model = tuned.as_ref().unwrap_or(model);
+    compact(context, record, model, &pruned.masks, pruned.empty, examples)
+}
+
+fn note_size(record: &mut RunRecord, model: &Model, compact: &Model) {
+    let parameters = |model: &Model| model.layout().total_elements() as u64;
+    record.size = Some(Size {
+        parameters_dense: parameters(model),
+        parameters_kept: parameters(compact),
+        bytes_dense: 4 * parameters(model),
+        bytes_kept: 4 * parameters(compact),
+    });
+}
+
+/// Gives a classifier the task's class names.
+pub fn name_classes(model: &mut Model, task: &Task) {
     if task.kind == TaskKind::Classification {
         model.architecture.config.labels = task.labels.clone();
     }
+}
+
+/// Saves a model with the task's class names, and its tokenizer.
+pub fn save(folder: &Path, mut model: Model, task: &Task, tokenizer: &Tokenizer) -> Result<()> {
+    name_classes(&mut model, task);
     model.save(folder)?;
     tokenizer.save(folder)
 }

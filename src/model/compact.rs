@@ -10,6 +10,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::config::Sublayer;
 use super::masks::{LayerWidths, UnitMasks};
 use super::parameters::{Projections, SublayerParameters};
@@ -18,7 +20,8 @@ use crate::error::Result;
 use crate::program::{Linear, Parameter, ParameterId, WeightOrder};
 
 /// What becomes of a sublayer whose units are all masked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum EmptySublayers {
     /// It adds the bias of its output projection, as the masked model does.
     #[default]

@@ -1,12 +1,14 @@
 //! Head and neuron masks: the one result of every structured method, and its file format.
 //!
 //! `masks.json` is `{"heads": [[…], …], "neurons": [[…], …]}`, one list a layer, one number a unit. Zero removes the
-//! unit, any other finite number scales it. Layers may differ in width, and a layer may be empty.
+//! unit, any other finite number scales it. Layers may differ in width, and a layer may be empty. A third entry, `empty`,
+//! says what becomes of a sublayer without units where that is not the rule ([`EmptySublayers`]).
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::compact::EmptySublayers;
 use super::emit::ModelProgram;
 use super::weights::atomically;
 use crate::error::{Error, Result};
@@ -118,10 +120,45 @@ impl UnitMasks {
 
     /// Writes a `masks.json`; the file appears whole or not at all. Fails on values [`UnitMasks::read`] would refuse.
     pub fn write(&self, path: &Path) -> Result<()> {
+        self.write_with_empty(path, EmptySublayers::KeepBias)
+    }
+
+    /// [`UnitMasks::write`], with what becomes of empty sublayers.
+    pub fn write_with_empty(&self, path: &Path, empty: EmptySublayers) -> Result<()> {
         self.check_values()?;
-        let text = serde_json::to_string(self).map_err(|e| Error::format(path, e.to_string()))?;
+        let file = MasksFile { masks: self, rule: Rule { empty } };
+        let text = serde_json::to_string(&file).map_err(|e| Error::format(path, e.to_string()))?;
         atomically(path, |temporary| std::fs::write(temporary, text).map_err(Error::io(temporary, "writing")))
     }
+}
+
+impl EmptySublayers {
+    /// What a `masks.json` says of empty sublayers.
+    pub fn read(path: &Path) -> Result<EmptySublayers> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path, "reading"))?;
+        let rule: Rule = serde_json::from_str(&text).map_err(|e| Error::format(path, e.to_string()))?;
+        Ok(rule.empty)
+    }
+}
+
+/// The content of a `masks.json`.
+#[derive(Serialize)]
+struct MasksFile<'a> {
+    #[serde(flatten)]
+    masks: &'a UnitMasks,
+    #[serde(flatten)]
+    rule: Rule,
+}
+
+/// What a `masks.json` says besides the masks.
+#[derive(Default, Serialize, Deserialize)]
+struct Rule {
+    #[serde(default, skip_serializing_if = "is_usual")]
+    empty: EmptySublayers,
+}
+
+fn is_usual(empty: &EmptySublayers) -> bool {
+    *empty == EmptySublayers::default()
 }
 
 impl ModelProgram {

@@ -30,7 +30,7 @@ pub fn render(record: &RunRecord, masks: Option<&UnitMasks>) -> String {
 }
 
 /// A page with this title and content.
-pub(super) fn page(title: impl Display, body: &str) -> String {
+pub(crate) fn page(title: impl Display, body: &str) -> String {
     let title = escape(title);
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
@@ -510,14 +510,14 @@ fn quoted(argument: &str) -> String {
 }
 
 /// "exact_match" as "Exact match".
-fn words(name: &str) -> String {
+pub(crate) fn words(name: &str) -> String {
     let spaced = name.replace('_', " ");
     let mut letters = spaced.chars();
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// A table; heads that end in ">" are right-aligned columns.
-fn table(out: &mut String, heads: &[&str], rows: &[Vec<impl Display>]) {
+pub(crate) fn table(out: &mut String, heads: &[&str], rows: &[Vec<impl Display>]) {
     let class = |column: usize| if heads[column].ends_with('>') { " class=\"r\"" } else { "" };
     out.push_str("<div class=\"scroll\"><table><thead><tr>");
     for (column, head) in heads.iter().enumerate() {

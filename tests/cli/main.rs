@@ -4,6 +4,7 @@
 mod support;
 
 mod commands;
+mod compare;
 mod damage;
 mod export;
 mod hostile;

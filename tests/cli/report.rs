@@ -145,6 +145,14 @@ fn full_record() -> (RunRecord, UnitMasks) {
     (record, masks)
 }
 
+/// Fails unless a page is well formed and refers to nothing outside; its number of elements.
+pub fn assert_page(page: &str) -> usize {
+    for outside in ["http:", "https:", "//", "url(", "@import", "<script", "src=", "href=", "javascript:"] {
+        assert!(!page.contains(outside), "the page refers to the outside: {outside}");
+    }
+    check_well_formed(page)
+}
+
 #[test]
 fn the_page_is_well_formed_and_needs_nothing_from_outside() {
     let (record, masks) = full_record();
@@ -152,12 +160,8 @@ fn the_page_is_well_formed_and_needs_nothing_from_outside() {
         let page = html::render(&record, masks);
         let name = if masks.is_some() { "report.html" } else { "report-without-masks.html" };
         std::fs::write(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name), &page).unwrap();
-        let elements = check_well_formed(&page);
+        let elements = assert_page(&page);
         assert!(elements > 200, "{elements} elements");
-        for outside in ["http:", "https:", "//", "url(", "@import", "<script", "src=", "href=", "javascript:"]
-        {
-            assert!(!page.contains(outside), "the page refers to the outside: {outside}");
-        }
         for shown in ["MiniLM", "60.", "Accuracy", "random", "train.tsv"] {
             assert!(page.contains(shown), "{shown} is missing");
         }

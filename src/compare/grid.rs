@@ -1,0 +1,269 @@
+//! The cells of a comparison and the order they need.
+//!
+//! Names are paths below `cells` in the output directory: `mrpc/seed-1/dense` is the fine-tuned model,
+//! `mrpc/seed-1/kcm` a method that prunes it, for all budgets at once; `mrpc/seed-1/dual-cp/masks` the masks of a method
+//! that prunes before fine-tuning, and `mrpc/seed-1/dual-cp/keep-0.6` a model fine-tuned under them.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::prune::Stage;
+
+/// Name of the cell that fine-tunes the model unpruned.
+pub const DENSE: &str = "dense";
+
+/// A task and where its data are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskEntry {
+    /// Name of the task.
+    pub name: String,
+    /// Its data; none for the built-in task.
+    pub data: Option<PathBuf>,
+}
+
+/// A method and when it prunes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MethodEntry {
+    /// Name of the method.
+    pub name: String,
+    /// Before or after fine-tuning.
+    pub stage: Stage,
+}
+
+/// What is compared.
+#[derive(Clone, Debug)]
+pub struct Grid {
+    /// The pre-trained model.
+    pub model: String,
+    /// Tasks.
+    pub tasks: Vec<TaskEntry>,
+    /// Methods.
+    pub methods: Vec<MethodEntry>,
+    /// Budgets: fractions of FLOPs to keep.
+    pub keep: Vec<f64>,
+    /// Seeds of calibration, fine-tuning and controls.
+    pub seeds: Vec<u64>,
+    /// Output directory of the comparison.
+    pub out: PathBuf,
+    /// Arguments of every command: device, precision, threads.
+    pub common: Vec<String>,
+    /// Arguments of every command that reads the task: lengths, rows.
+    pub task_arguments: Vec<String>,
+    /// Arguments of every command that trains.
+    pub train_arguments: Vec<String>,
+    /// Arguments of every command that prunes.
+    pub prune_arguments: Vec<String>,
+    /// Whether the pruned models themselves are kept, not only their masks and records.
+    pub keep_models: bool,
+}
+
+/// One command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// Its path below `cells`.
+    pub name: String,
+    /// Its output directory. A directory appears only when everything in it is whole, so a cell whose directory is there
+    /// is finished.
+    pub directory: PathBuf,
+    /// The command's arguments.
+    pub arguments: Vec<String>,
+    /// Index of the cell that must be finished before.
+    pub after: Option<usize>,
+    /// A file that the cell before may have left out, because the budget is out of the method's reach: then there is
+    /// nothing to do.
+    pub needs: Option<PathBuf>,
+}
+
+impl Cell {
+    /// Whether it has run.
+    pub fn finished(&self) -> bool {
+        self.directory.is_dir()
+    }
+}
+
+impl Grid {
+    /// Fails on an empty or repeated axis.
+    pub fn check(&self) -> Result<()> {
+        let tasks: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
+        let methods: Vec<&str> = self.methods.iter().map(|method| method.name.as_str()).collect();
+        let keep: Vec<String> = self.keep.iter().map(f64::to_string).collect();
+        let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
+        let axes = [
+            ("task", tasks),
+            ("method", methods),
+            ("budget", keep.iter().map(String::as_str).collect()),
+            ("seed", seeds.iter().map(String::as_str).collect()),
+        ];
+        for (what, mut values) in axes {
+            if values.is_empty() {
+                return Err(Error::usage(format!("a comparison needs at least one {what}")));
+            }
+            values.sort_unstable();
+            if let Some(pair) = values.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(Error::usage(format!("the {what} {} is given twice", pair[0])));
+            }
+        }
+        Ok(())
+    }
+
+    /// All cells; a cell comes after the one it waits for.
+    pub fn cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for &seed in &self.seeds {
+            for task in &self.tasks {
+                self.cells_of(task, seed, &mut cells);
+            }
+        }
+        cells
+    }
+
+    /// The directory of a cell.
+    pub fn directory(&self, name: &str) -> PathBuf {
+        self.out.join("cells").join(name)
+    }
+
+    /// Name of a cell of a task and seed.
+    pub fn name(task: &TaskEntry, seed: u64, cell: &str) -> String {
+        format!("{}/seed-{seed}/{cell}", task.name)
+    }
+
+    fn cells_of(&self, task: &TaskEntry, seed: u64, cells: &mut Vec<Cell>) {
+        let keep = self.keep.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
+        let dense = cells.len();
+        let teacher = self.directory(&Grid::name(task, seed, DENSE));
+        cells.push(self.cell(task, seed, DENSE, "finetune", &self.model, &[&self.train_arguments]));
+        for method in &self.methods {
+            let pruning =
+                ["--method", &method.name, "--keep-flops", &keep, "--skip-infeasible", "--subdirectories"]
+                    .map(String::from);
+            if method.stage == Stage::Post {
+                let discard = if self.keep_models { vec![] } else { vec!["--no-model".to_string()] };
+                let stage = ["--stage", "post"].map(String::from);
+                let model = teacher.display().to_string();
+                let extra: [&[String]; 4] = [&pruning, &stage, &discard, &self.prune_arguments];
+                let mut cell = self.cell(task, seed, &method.name, "run", &model, &extra);
+                cell.after = Some(dense);
+                cells.push(cell);
+                continue;
+            }
+            let masks = format!("{}/masks", method.name);
+            let mut cell =
+                self.cell(task, seed, &masks, "prune", &self.model, &[&pruning, &self.prune_arguments]);
+            cell.arguments.extend(["--stage", "pre"].map(String::from));
+            let (index, folder) = (cells.len(), cell.directory.clone());
+            cells.push(cell);
+            for keep in &self.keep {
+                let file = folder.join(format!("keep-{keep}")).join("masks.json");
+                let mut own = vec!["--masks".to_string(), file.display().to_string()];
+                if !self.keep_models {
+                    own.push("--no-model".into());
+                }
+                let name = format!("{}/keep-{keep}", method.name);
+                let mut cell =
+                    self.cell(task, seed, &name, "finetune", &self.model, &[&own, &self.train_arguments]);
+                cell.after = Some(index);
+                cell.needs = Some(file);
+                cells.push(cell);
+            }
+        }
+    }
+
+    fn cell(
+        &self,
+        task: &TaskEntry,
+        seed: u64,
+        name: &str,
+        command: &str,
+        model: &str,
+        extra: &[&[String]],
+    ) -> Cell {
+        let name = Grid::name(task, seed, name);
+        let directory = self.directory(&name);
+        let mut arguments: Vec<String> = vec![command.into(), "--model".into(), model.into()];
+        arguments.extend(["--task".into(), task.name.clone()]);
+        if let Some(data) = &task.data {
+            arguments.extend(["--data".into(), data.display().to_string()]);
+        }
+        arguments.extend(self.task_arguments.iter().cloned());
+        extra.iter().for_each(|part| arguments.extend(part.iter().cloned()));
+        arguments.extend(["--seed".into(), seed.to_string()]);
+        arguments.extend(self.common.iter().cloned());
+        arguments.extend(["--out".into(), directory.display().to_string()]);
+        Cell { name, directory, arguments, after: None, needs: None }
+    }
+}
+
+/// How many cells each cell waits for, one after another: cells of equal depth are independent.
+pub fn depths(cells: &[Cell]) -> Vec<usize> {
+    let mut depths: Vec<usize> = Vec::with_capacity(cells.len());
+    for cell in cells {
+        depths.push(cell.after.map_or(0, |before| depths[before] + 1));
+    }
+    depths
+}
+
+/// A command line that a POSIX shell reads back to the same arguments.
+pub fn shell_line(program: &Path, arguments: &[String]) -> String {
+    let quote = |word: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
+        if !word.is_empty() && word.chars().all(plain) {
+            word.to_string()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    let program = program.display().to_string();
+    let words = std::iter::once(program.as_str()).chain(arguments.iter().map(String::as_str));
+    words.map(quote).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grid() -> Grid {
+        let method = |name: &str, stage| MethodEntry { name: name.into(), stage };
+        Grid {
+            model: "base".into(),
+            tasks: ["mrpc", "rte"].map(|name| TaskEntry { name: name.into(), data: None }).into(),
+            methods: vec![method("dual-cp", Stage::Pre), method("kcm", Stage::Post)],
+            keep: vec![0.8, 0.6, 0.4],
+            seeds: vec![1, 2],
+            out: "o".into(),
+            common: vec![],
+            task_arguments: vec![],
+            train_arguments: vec![],
+            prune_arguments: vec![],
+            keep_models: false,
+        }
+    }
+
+    #[test]
+    fn what_is_shared_is_one_cell() {
+        let cells = grid().cells();
+        // A task and seed: the dense model, masks and three fine-tunings of the one, the other for all budgets.
+        assert_eq!(cells.len(), 4 * (1 + 4 + 1));
+        let mut names: Vec<&str> = cells.iter().map(|cell| cell.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), cells.len());
+        for (index, cell) in cells.iter().enumerate() {
+            assert!(cell.after.is_none_or(|before| before < index));
+        }
+        assert_eq!(depths(&cells)[..6], [0, 0, 1, 1, 1, 1]);
+        assert!(cells[5].arguments.join(" ").contains("--keep-flops 0.8,0.6,0.4"));
+    }
+
+    #[test]
+    fn axes_are_checked() {
+        grid().check().unwrap();
+        assert!(Grid { seeds: vec![], ..grid() }.check().is_err());
+        assert!(Grid { keep: vec![0.5, 0.5], ..grid() }.check().is_err());
+    }
+
+    #[test]
+    fn lines_survive_a_shell() {
+        let line = shell_line(Path::new("/a b/secateur"), &["x'y".into(), String::new(), "0.8,0.6".into()]);
+        assert_eq!(line, r"'/a b/secateur' 'x'\''y' '' 0.8,0.6");
+    }
+}
