@@ -1,17 +1,18 @@
 //! The GPU's kernels without a GPU, in whole programs: training steps in lock-step with the f64 reference, training that
-//! repeats, and calibration that gives the CPU's masks. With SECATEUR_TEST_DEVICE=cuda the same on the first GPU.
+//! repeats, calibration that gives the CPU's masks, weight masks that are switched. With SECATEUR_TEST_DEVICE=cuda the same on the first GPU.
 
 use std::sync::Arc;
 
 use secateur::data::{Dataset, Task};
 use secateur::exec::Block;
 use secateur::launch::Precision;
-use secateur::model::Head;
+use secateur::model::{EmitOptions, Head, LayerMatrix, Logits, WeightMask, WeightMasks};
+use secateur::program::Mode;
 use secateur::progress::Progress;
 use secateur::prune::calibrate::{collect, select};
 use secateur::prune::dual_cp::{CpuBackend, ExecutorBackend, Options, prune};
 use secateur::prune::{CostModel, LayerWidths};
-use secateur::session::{Device, Session};
+use secateur::session::{Device, Session, Weighting};
 use secateur::train::Recipe;
 use secateur::train::finetune;
 
@@ -115,5 +116,42 @@ fn calibration_and_similarities_give_the_masks_of_the_cpu() {
     let found = prune(&sample(device), &cost, &options, &mut backend).expect("prunes");
     for (found, expected) in found.results.iter().zip(&expected.results) {
         assert_eq!(found.masks, expected.masks);
+    }
+}
+
+#[test]
+fn a_frozen_model_switches_between_weight_masks() {
+    let head = Head::Classification { labels: 3 };
+    let model = models::model("bert", head, 0.0);
+    let task = |modulus: usize| {
+        let architecture = &model.architecture;
+        let mask = |matrix: &LayerMatrix| {
+            let parameter = architecture.layout.get(matrix.id);
+            let name = architecture.mask_name(matrix.id);
+            WeightMask::from_fn(name, parameter.rows, parameter.cols, |index| index % modulus == 0)
+        };
+        WeightMasks { matrices: architecture.layer_matrices().iter().map(mask).collect() }
+    };
+    let batch = models::batch(&models::examples("bert", head, 4, 9));
+    let capacity = models::capacity(&batch);
+    let logits = |session: &mut Session| {
+        let options = EmitOptions { logits: Logits::All, ..EmitOptions::default() };
+        let prepared = session.prepare(Mode::EVALUATE, &options, capacity).expect("prepares");
+        let extents = session.feed(&prepared, &batch, Weighting::EachRow).expect("feeds");
+        session.run(&prepared, &extents).expect("runs");
+        session.read_wide(&prepared, prepared.slots.logits.expect("logits"), &extents).expect("reads")
+    };
+    // In bf16 products read another copy of the weights, which has to follow.
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut session = Session::frozen(model.clone(), device(precision)).expect("a session");
+        for modulus in [2, 3, 2] {
+            session.apply_weight_masks(&task(modulus)).expect("applies");
+            let mut masked = model.clone();
+            task(modulus).apply(&mut masked).expect("applies");
+            let parameters = session.executor().read_block(Block::Parameters).expect("parameters");
+            assert!(parameters == masked.values, "{precision:?}, every {modulus}th weight");
+            let mut other = Session::new(masked, device(precision)).expect("a session");
+            assert_eq!(logits(&mut session), logits(&mut other), "{precision:?}, every {modulus}th weight");
+        }
     }
 }
