@@ -6,10 +6,12 @@ use std::time::Instant;
 use clap::Args;
 use secateur::data::{Dataset, Split, Task, TaskKind};
 use secateur::eval::evaluate::Evaluator;
+use secateur::export::mask_file;
 use secateur::memory::MemoryPlan;
-use secateur::model::{EmptySublayers, HeadRequest, Model};
+use secateur::model::{Architecture, EmptySublayers, Head, HeadRequest, Model};
 use secateur::progress::Progress;
 use secateur::prune::UnitMasks;
+use secateur::prune::sparse::{Profile, label_words};
 use secateur::report::RunRecord;
 use secateur::report::format;
 use secateur::report::record::Evaluation as EvaluationRecord;
@@ -51,6 +53,10 @@ pub struct Evaluate {
     /// measure how long that takes.
     #[arg(long, value_name = "FILE")]
     mask_file: Option<PathBuf>,
+    /// Answer by the language-model head's logits of these words, one a class (spans: start and end), as SMP does:
+    /// without words by the published ones of the task. Masks that `sparsify --method smp` wrote bring theirs along.
+    #[arg(long, value_name = "WORD,…", value_delimiter = ',', num_args = 0..)]
+    label_words: Option<Vec<String>>,
     /// Split to evaluate: dev or test.
     #[arg(long, value_name = "NAME", default_value = "dev", value_parser = ["dev", "test"])]
     split: String,
@@ -75,14 +81,18 @@ impl Evaluate {
             Some(path) => Some(load::unit_masks(&mut record, path, &source.config.widths())?),
             None => None,
         };
-        if task.kind == TaskKind::Classification {
+        let words = self.words(&task, &source)?;
+        if task.kind == TaskKind::Classification && words.is_none() {
             adopt_labels(&mut task, &source.config.labels, &self.model.model)?;
         }
         let split = if self.split == "test" { Split::Test } else { Split::Dev };
         let data = load::split(context, &mut record, &mut task, &self.task, &source, split)?;
-        let request = HeadRequest::Task(load::head(&task));
-        let model = load::weights(context, &mut record, &source.directory, &self.model.model, request)?;
-        if !model.report.initialised.is_empty() {
+        let (name, head) = (&self.model.model, load::head(&task));
+        let model = match &words {
+            Some(words) => load::label_word_model(context, &mut record, &source, name, head, words)?,
+            None => load::weights(context, &mut record, &source.directory, name, HeadRequest::Task(head))?,
+        };
+        if words.is_none() && !model.report.initialised.is_empty() {
             let message = format!(
                 "{} has no trained head for the task {}: fine-tune it first",
                 self.model.model, task.name
@@ -124,6 +134,19 @@ impl Evaluate {
 }
 
 impl Evaluate {
+    /// Tokens of the label words that answer, if any do: those of the options, else those of the mask file.
+    fn words(&self, task: &Task, source: &load::Source) -> Result<Option<Vec<u32>>> {
+        if let Some(words) = &self.label_words {
+            let given = (!words.is_empty()).then_some(words.as_slice());
+            let words = label_words::tokens(task, given, Profile::Default, &source.tokenizer)?;
+            return Ok(Some(words.into_iter().map(|(_, id)| id).collect()));
+        }
+        let Some(path) = &self.mask_file else { return Ok(None) };
+        let architecture = Architecture::new(source.config.clone(), Head::Backbone)?;
+        let words = mask_file::read(path, &architecture)?.label_words;
+        Ok((!words.is_empty()).then_some(words))
+    }
+
     /// The frozen model with the masks of a file applied.
     fn switched(
         &self,
@@ -132,7 +155,7 @@ impl Evaluate {
         path: &Path,
         model: Model,
     ) -> Result<Session> {
-        let masks = load::weight_masks(record, path, &model)?;
+        let masks = load::weight_masks(record, path, &model)?.masks;
         let mut session = Session::frozen(model, context.device)?;
         // The first call prepares memory and program; later ones, as between tasks, only apply bits.
         session.apply_weight_masks(&masks)?;

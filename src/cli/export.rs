@@ -110,7 +110,7 @@ impl Export {
             Some(path) => Some(load::unit_masks(&mut record, path, &config.widths())?),
             None => None,
         };
-        let weights = self.weight_masks(&mut record, &model)?;
+        let (weights, label_words) = self.weight_masks(&mut record, &model)?;
         let folder = output.path();
         let mut text = String::new();
         let result = match self.format {
@@ -129,7 +129,7 @@ impl Export {
                 self.write_masks(
                     &masks,
                     "masks.safetensors",
-                    mask_file::encode(&masks, &model)?,
+                    mask_file::encode(&masks, &model, &label_words)?,
                     folder,
                     &mut text,
                 )?
@@ -173,16 +173,23 @@ impl Export {
         }
     }
 
-    /// The masks of the file, snapped where asked to; `None` if there is nothing to mask.
-    fn weight_masks(&self, record: &mut RunRecord, model: &Model) -> Result<Option<WeightMasks>> {
+    /// The masks of the file, snapped where asked to (`None` if there is nothing to mask), and its label words.
+    fn weight_masks(&self, record: &mut RunRecord, model: &Model) -> Result<(Option<WeightMasks>, Vec<u32>)> {
+        let mut label_words = Vec::new();
         let masks = match &self.mask_file {
-            Some(path) => Some(load::weight_masks(record, path, model)?),
+            Some(path) => {
+                let file = load::weight_masks(record, path, model)?;
+                label_words = file.label_words;
+                Some(file.masks)
+            }
             None if self.snap.is_some() => Some(model.nonzero_masks()),
             None => None,
         };
         match (masks, self.snap) {
-            (Some(masks), Some(pattern)) => Ok(Some(snap::snap(&masks, model, None, pattern)?)),
-            (masks, _) => Ok(masks),
+            (Some(masks), Some(pattern)) => {
+                Ok((Some(snap::snap(&masks, model, None, pattern)?), label_words))
+            }
+            (masks, _) => Ok((masks, label_words)),
         }
     }
 

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use secateur::data::{Dataset, LoadOptions, Split, Task, TaskKind, Tokenizer, batch, table::TableColumns};
-use secateur::export::{mask_file, unit_masks};
+use secateur::export::mask_file::{self, MaskFile};
+use secateur::export::unit_masks;
 use secateur::model::{
-    self, EmptySublayers, Head, HeadRequest, LayerWidths, Model, ModelConfig, UnitMasks, WeightMasks,
+    self, EmptySublayers, Head, HeadRequest, LabelWordHead, LayerWidths, Model, ModelConfig, UnitMasks,
 };
 use secateur::report::RunRecord;
 use secateur::report::record::{BadRows, InputFile, ModelSummary, TaskSummary};
@@ -75,7 +76,7 @@ pub fn note_model(record: &mut RunRecord, name: &str, model: &Model) {
 }
 
 /// Hashes of the files a model is made of.
-pub fn hash_model(record: &mut RunRecord, directory: &Path) -> Result<()> {
+fn hash_model(record: &mut RunRecord, directory: &Path) -> Result<()> {
     let entries = std::fs::read_dir(directory).map_err(Error::io(directory, "listing"))?;
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort();
@@ -114,11 +115,36 @@ pub fn unit_masks(
 }
 
 /// Weight masks that belong to a model.
-pub fn weight_masks(record: &mut RunRecord, path: &Path, model: &Model) -> Result<WeightMasks> {
+pub fn weight_masks(record: &mut RunRecord, path: &Path, model: &Model) -> Result<MaskFile> {
     let file = mask_file::read(path, &model.architecture)?;
     file.check_weights(path, model)?;
     record.inputs.push(InputFile::hash("weight masks", path)?);
-    Ok(file.masks)
+    Ok(file)
+}
+
+/// A model whose head for a task are label words. The first that is loaded is noted in the record.
+pub fn label_word_model(
+    context: &Context,
+    record: &mut RunRecord,
+    source: &Source,
+    name: &str,
+    head: Head,
+    words: &[u32],
+) -> Result<Model> {
+    let mask = source.tokenizer.special().mask;
+    let (model, kind) = Model::load_with_label_words(&source.directory, head, words, mask, context.seed)?;
+    if record.model.is_some() {
+        return Ok(model);
+    }
+    note_model(record, name, &model);
+    hash_model(record, &source.directory)?;
+    if kind == LabelWordHead::Embedding && !source.config.family.is_causal() {
+        context.progress.warn(
+            "the checkpoint has no masked-language-model head: a class's logit is the dot product of the first token's \
+             state with its label word's embedding, the paper's form",
+        );
+    }
+    Ok(model)
 }
 
 /// The task of the options.

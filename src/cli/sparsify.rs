@@ -2,13 +2,13 @@
 
 mod choices;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
 use secateur::data::{Dataset, Split, Task, TaskKind, Tokenizer};
 use secateur::export::mask_file;
-use secateur::model::{Head as TaskHead, HeadRequest, LabelWordHead, Model, WeightMasks};
+use secateur::model::{Head as TaskHead, HeadRequest, Model, WeightMasks};
 use secateur::prune::sparse::{Head, LambdaSearch, Options, label_words};
 use secateur::report::RunRecord;
 use secateur::report::format;
@@ -109,7 +109,8 @@ impl Sparsify {
             teacher,
         };
         let (mut model, masks) = self.search(context, &mut record, &job, output.path())?;
-        write_masks(output.path(), &masks, &model)?;
+        let words = words.as_deref().map_or(Vec::new(), ids);
+        write_masks(output.path(), &masks, &model, &words)?;
         if options.trains_weights() || options.head == Head::Trained {
             masks.apply(&mut model)?;
             training::save(output.path(), model, &task, &source.tokenizer)?;
@@ -158,21 +159,7 @@ impl Sparsify {
         let fresh = record.model.is_none();
         let mut model = match job.words {
             Some(words) => {
-                let ids: Vec<u32> = words.iter().map(|(_, id)| *id).collect();
-                let mask = source.tokenizer.special().mask;
-                let (model, kind) =
-                    Model::load_with_label_words(&source.directory, head, &ids, mask, context.seed)?;
-                if fresh {
-                    load::note_model(record, &self.model.model, &model);
-                    load::hash_model(record, &source.directory)?;
-                    if kind == LabelWordHead::Embedding && !source.config.family.is_causal() {
-                        context.progress.warn(
-                            "the checkpoint has no masked-language-model head: a class's logit is the dot product of \
-                             the first token's state with its label word's embedding, the paper's form",
-                        );
-                    }
-                }
-                model
+                load::label_word_model(context, record, source, &self.model.model, head, &ids(words))?
             }
             None if fresh => {
                 let request = HeadRequest::Task(head);
@@ -281,8 +268,14 @@ struct Job<'a> {
     teacher: Option<Arc<Vec<Vec<f32>>>>,
 }
 
+/// Tokens of label words.
+fn ids(words: &[(String, u32)]) -> Vec<u32> {
+    words.iter().map(|(_, id)| *id).collect()
+}
+
 /// Writes `masks.safetensors`.
-fn write_masks(folder: &Path, masks: &WeightMasks, model: &Model) -> Result<()> {
-    let path: PathBuf = folder.join("masks.safetensors");
-    std::fs::write(&path, mask_file::encode(masks, model)?).map_err(Error::io(&path, "writing"))
+fn write_masks(folder: &Path, masks: &WeightMasks, model: &Model, label_words: &[u32]) -> Result<()> {
+    let path = folder.join("masks.safetensors");
+    let file = mask_file::encode(masks, model, label_words)?;
+    std::fs::write(&path, file).map_err(Error::io(&path, "writing"))
 }

@@ -2,8 +2,8 @@
 //!
 //! Ours is a safetensors file with a U8 tensor for every mask, named as the matrix without the prefix of the class it was
 //! saved from, its bits packed as `numpy.packbits` packs them. The metadata field `secateur` holds `kind`
-//! ("weight-masks"), `version`, `model_type`, `shapes` (rows and columns by name) and `weights`: BLAKE3 of the masked
-//! weights W ∘ M. The dense model and the model with zeros have the same W ∘ M, so masks are recognised as theirs by
+//! ("weight-masks"), `version`, `model_type`, `shapes` (rows and columns by name), `label_words` (the tokens whose logits
+//! answer for the classes, of masks learnt with SMP's frozen head) and `weights`: BLAKE3 of the masked weights W ∘ M. The dense model and the model with zeros have the same W ∘ M, so masks are recognised as theirs by
 //! both, and by no other model, whatever its shapes.
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +27,8 @@ pub struct MaskFile {
     pub masks: WeightMasks,
     /// Hash of the masked weights they belong to, where the file names them.
     pub weights: Option<String>,
+    /// Tokens that answer for the classes of the task, in their order; empty for masks of models with a head of their own.
+    pub label_words: Vec<u32>,
 }
 
 /// The metadata field.
@@ -36,6 +38,8 @@ struct Description {
     version: u32,
     model_type: String,
     shapes: BTreeMap<String, [usize; 2]>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    label_words: Vec<u32>,
     weights: String,
 }
 
@@ -45,7 +49,7 @@ pub fn read(path: &Path, architecture: &Architecture) -> Result<MaskFile> {
     let file = std::fs::read(path).map_err(Error::io(path, "reading"))?;
     if npy::is_npy(&file) {
         let masks = packed::decode(path, &file, architecture)?;
-        return Ok(MaskFile { masks, weights: None });
+        return Ok(MaskFile { masks, weights: None, label_words: Vec::new() });
     }
     let broken = |message: String| Error::format(path, message);
     let unreadable = |e: safetensors::SafeTensorError| {
@@ -85,7 +89,7 @@ pub fn read(path: &Path, architecture: &Architecture) -> Result<MaskFile> {
     let mut placed: Vec<_> = places.into_iter().zip(masks.matrices).collect();
     placed.sort_by_key(|(id, _)| *id);
     let masks = WeightMasks { matrices: placed.into_iter().map(|(_, mask)| mask).collect() };
-    Ok(MaskFile { masks, weights: Some(description.weights) })
+    Ok(MaskFile { masks, weights: Some(description.weights), label_words: description.label_words })
 }
 
 impl MaskFile {
@@ -102,14 +106,16 @@ impl MaskFile {
     }
 }
 
-/// Our file of `masks` learnt on `model` (or of the model they were applied to), as bytes.
-pub fn encode(masks: &WeightMasks, model: &Model) -> Result<Vec<u8>> {
+/// Our file of `masks` learnt on `model` (or of the model they were applied to), as bytes. `label_words` are the tokens of
+/// SMP's frozen head, and empty for every other.
+pub fn encode(masks: &WeightMasks, model: &Model, label_words: &[u32]) -> Result<Vec<u8>> {
     let shapes = masks.matrices.iter().map(|mask| (mask.name.clone(), [mask.rows, mask.cols])).collect();
     let description = Description {
         kind: KIND.into(),
         version: 1,
         model_type: model.config().family.model_type().into(),
         shapes,
+        label_words: label_words.to_vec(),
         weights: weights_hash(model, masks)?,
     };
     let failed = |e: String| Error::usage(format!("writing masks: {e}"));

@@ -42,11 +42,14 @@ fn commands(model: &Path) -> Vec<(Vec<String>, bool)> {
     let data = ["--model", text(model), "--task", "agreement", "--train-rows", "64", "--eval-rows", "32"];
     let train = ["--epochs", "6", "--learning-rate", "0.001"];
     let prune = ["--keep-flops", "0.6", "--calibration-tokens", "60"];
+    let sparse = ["--keep-weights", "0.3"];
     let line = |parts: &[&[&str]]| parts.concat().iter().map(|part| part.to_string()).collect();
     vec![
         (line(&[&["finetune"], &data, &train]), true),
         (line(&[&["run", "--with-dense"], &data, &train, &prune]), true),
         (line(&[&["prune"], &data, &prune]), false),
+        (line(&[&["sparsify", "--method", "smp", "--label-words", "one,two"], &data, &train, &sparse]), true),
+        (line(&[&["sparsify", "--method", "movement"], &data, &train, &sparse]), true),
     ]
 }
 
@@ -66,8 +69,10 @@ fn succeed(arguments: &[&str], what: &str) {
 fn a_killed_run_leaves_nothing_half_written_and_continues_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let (model, _) = pretrained(folder.path(), "masked-lm", &["--train-tokenizer", "120", "--steps", "5"]);
-    for (command, resumes) in commands(&model) {
-        let whole = folder.path().join(format!("{}-whole", command[0]));
+    for (number, (command, resumes)) in commands(&model).into_iter().enumerate() {
+        let folder = folder.path().join(number.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let whole = folder.join(format!("{}-whole", command[0]));
         let start = Instant::now();
         succeed(&with_out(&command, &whole, &[]), &command[0]);
         let undisturbed = start.elapsed();
@@ -76,7 +81,7 @@ fn a_killed_run_leaves_nothing_half_written_and_continues_to_the_same_bits() {
         // The signals take turns, and each meets early, middle and late moments.
         for (moment, signal) in (1..=9).zip(["KILL", "INT", "TERM"].into_iter().cycle()) {
             let what = format!("{} stopped by {signal} at {moment}/10", command[0]);
-            let out = folder.path().join(format!("{}-{moment}", command[0]));
+            let out = folder.join(format!("{}-{moment}", command[0]));
             let arguments = with_out(&command, &out, &[]);
             let mut child = secateur(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             std::thread::sleep(undisturbed * moment / 10);
@@ -88,7 +93,7 @@ fn a_killed_run_leaves_nothing_half_written_and_continues_to_the_same_bits() {
             }
             cut_short += 1;
             assert!(!out.exists(), "{what}: the output exists");
-            let partial = folder.path().join(format!("{}-{moment}.partial", command[0]));
+            let partial = folder.join(format!("{}-{moment}.partial", command[0]));
             let checkpoint = |path: &Path| path.join("checkpoints").exists();
             if signal != "KILL" {
                 assert!(!partial.exists() || checkpoint(&partial), "{what}: left without a checkpoint");

@@ -33,7 +33,7 @@ impl Case {
         let masks = WeightMasks { matrices: architecture.layer_matrices().iter().map(mask).collect() };
         let write = |name: &str, bytes: Vec<u8>| std::fs::write(folder.path().join(name), bytes).unwrap();
         write("masks.npy", packed::encode(&masks, architecture).unwrap());
-        write("masks.safetensors", mask_file::encode(&masks, &loaded).unwrap());
+        write("masks.safetensors", mask_file::encode(&masks, &loaded, &[]).unwrap());
         Case { folder, model, masks }
     }
 
@@ -209,7 +209,7 @@ fn bad_files_are_one_error_each_and_leave_nothing() {
     assert!(export(&support::reference("smp/packed_mask.npy")).contains("another model"));
     let mut other = Model::load(&case.model, HeadRequest::AsSaved, 0).unwrap();
     other.values.iter_mut().for_each(|value| *value *= 2.0);
-    write(&mask_file::encode(&case.masks, &other).unwrap());
+    write(&mask_file::encode(&case.masks, &other, &[]).unwrap());
     assert!(export(&bad).contains("other weights"));
     let data = case.path("text");
     let (status, message) = failure(&[
@@ -254,4 +254,35 @@ fn bad_files_are_one_error_each_and_leave_nothing() {
         let message = case.refused(2, &[&["export", "--model", model], arguments].concat());
         assert!(message.contains(part), "{arguments:?}: {message}");
     }
+}
+
+#[test]
+fn masks_of_smp_bring_the_words_that_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, _) = pretrained(folder.path(), "masked-lm", &["--train-tokenizer", "120", "--steps", "5"]);
+    let model = text(&model);
+    let weights = || std::fs::read(Path::new(model).join("model.safetensors")).unwrap();
+    let before = weights();
+    let task = ["--task", "agreement", "--train-rows", "96", "--eval-rows", "64"];
+    let words = ["--label-words", "one,two"];
+    let out = folder.path().join("smp");
+    let smp = ["sparsify", "--model", model, "--method", "smp", "--keep-weights", "0.3", "--epochs", "2"];
+    let record = run(&[&smp[..], &task, &words, &["--out", text(&out)]].concat());
+    assert!(weights() == before, "the model was frozen");
+    let own = out.join("masks.safetensors");
+    let evaluate = |more: &[&str]| {
+        let record = run(&[&["evaluate", "--model", model][..], &task, more].concat());
+        record["evaluations"][0]["metrics"]["accuracy"].as_f64().unwrap()
+    };
+    let expected = record["evaluations"][0]["metrics"]["accuracy"].as_f64().unwrap();
+    assert_eq!(evaluate(&["--mask-file", text(&own)]), expected);
+    // SMP's own layout says nothing of words: they are given.
+    let exported = folder.path().join("npy");
+    let export = ["export", "--model", model, "--mask-file", text(&own), "--format"];
+    run(&[&export[..], &["npy", "--out", text(&exported)]].concat());
+    let npy = exported.join("masks.npy");
+    assert_eq!(evaluate(&[&["--mask-file", text(&npy)][..], &words].concat()), expected);
+    let again = folder.path().join("again");
+    run(&[&export[..], &["safetensors-masks", "--out", text(&again)]].concat());
+    assert_eq!(std::fs::read(again.join("masks.safetensors")).unwrap(), std::fs::read(&own).unwrap());
 }

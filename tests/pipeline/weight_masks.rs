@@ -119,14 +119,14 @@ fn our_file_knows_its_model_and_its_weights() {
         let model = model(family, 5);
         let masks = random_masks(&model, 0.3, 6);
         let path = folder.path().join("masks.safetensors");
-        std::fs::write(&path, mask_file::encode(&masks, &model).unwrap()).unwrap();
+        std::fs::write(&path, mask_file::encode(&masks, &model, &[7, 3]).unwrap()).unwrap();
         assert_eq!(
             std::fs::read(&path).unwrap(),
-            mask_file::encode(&masks, &model).unwrap(),
+            mask_file::encode(&masks, &model, &[7, 3]).unwrap(),
             "no two encodings"
         );
         let read = mask_file::read(&path, &model.architecture).unwrap();
-        assert_eq!(read.masks, masks);
+        assert_eq!((&read.masks, &read.label_words[..]), (&masks, &[7, 3][..]));
         read.check_weights(&path, &model).unwrap();
         // The model with the zeros is the same model to the masks.
         let mut masked = model.clone();
