@@ -104,8 +104,7 @@ impl LeastSquares {
     pub fn add(&mut self, normal: &mut Normal, x: &[f32], residual: &[f32]) -> Result<()> {
         let width = normal.width;
         let products = self.products(width)?;
-        let tokens = x.len() / width.max(1);
-        let extents = Extents { tokens, sequences: 1, longest: tokens, ..Extents::default() };
+        let extents = Extents { tokens: x.len() / width.max(1), ..Extents::default() };
         let mut mask = vec![0.0; width];
         normal.kept.iter().for_each(|&feature| mask[feature] = 1.0);
         self.executor.write(products.id, products.x, x)?;
