@@ -66,7 +66,7 @@ impl Sparsify {
                 "masks are learnt for a task; masked language modelling is how models begin",
             ));
         }
-        let mut options = self.choices.resolve(&task)?;
+        let mut options = self.choices.resolve(&task, source.config.family)?;
         let recipe = training::recipe(&self.train, masked::usual_recipe(&options, &task.name))?;
         let output = Output::create(&self.output, self.train.resume)?;
         let mut record = context.record("sparsify");

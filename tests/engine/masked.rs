@@ -51,7 +51,10 @@ fn padded(options: &Options) -> Model {
     let serde_json::Value::Object(fields) = fields else { unreachable!("a JSON object") };
     let config = ModelConfig::from_json(fields, std::path::Path::new("test")).expect("valid");
     let mut model = Model::from_config(config, HEAD, 7).expect("a model");
-    model.values.iter_mut().for_each(|value| *value *= 8.0);
+    let layout = model.layout().clone();
+    for (_, parameter) in layout.iter().filter(|(_, p)| !p.vector) {
+        model.values[parameter.range()].iter_mut().for_each(|value| *value *= 8.0);
+    }
     masked::prepare_model(&mut model, options);
     model
 }
@@ -513,6 +516,7 @@ fn label_words_answer_as_the_language_model_does() {
             found.iter().zip(words).for_each(|(&found, word)| close(found, token as usize, word, "class"));
         }
         // A token that stands somewhere in a row answers for it.
+        assert!(batch.cu_seqlens[5] - batch.cu_seqlens[4] > 1, "row 4 needs a second token");
         let mask = batch.input_ids[batch.cu_seqlens[4] as usize + 1] as u32;
         let (model, _) = load(classes, &words, Some(mask)).expect("loads");
         let tokens = batch.cu_seqlens[4]..batch.cu_seqlens[5];

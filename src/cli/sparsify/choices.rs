@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use secateur::data::Task;
+use secateur::model::Family;
 use secateur::prune::sparse::options::Setting;
 use secateur::prune::sparse::{Curve, Head, Masking, Method, Options, Profile};
 use secateur::report::record::{Choice, Method as MethodRecord};
@@ -108,7 +109,7 @@ pub enum CurveName {
 
 impl Choices {
     /// The choices of the profile with those that were given.
-    pub fn resolve(&self, task: &Task) -> Result<Options> {
+    pub fn resolve(&self, task: &Task, family: Family) -> Result<Options> {
         let method = Method::from(self.method);
         let profile = match self.profile {
             options::Profile::Paper => Profile::Paper,
@@ -117,7 +118,7 @@ impl Choices {
         };
         let setting =
             Setting { keep: self.keep_weights, task: &task.name, distilled: self.teacher.is_some() };
-        let mut options = Options::new(method, profile, setting)?;
+        let mut options = Options::new(method, profile, setting)?.for_family(family);
         let smp = method == Method::Smp;
         let only = |given: bool, what: &str, whose: &str| match given {
             true => Err(Error::usage(format!("{what} belongs to {whose}"))),

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::fractions::authors_temperature;
 use super::schedule::{Curve, Ramp, Schedule};
 use crate::error::{Error, Result};
+use crate::model::Family;
 use crate::ops::weightmask::MaskFunction;
 use crate::program::AdamWForm;
 
@@ -212,6 +213,12 @@ impl Options {
         })
     }
 
+    /// The same for a model of `family`: SMP's text has RoBERTa's fraction fall linearly, its code never does.
+    pub fn for_family(self, family: Family) -> Options {
+        let linear = (self.method, self.profile, family) == (Method::Smp, Profile::Paper, Family::Roberta);
+        Options { curve: if linear { Curve::Linear } else { self.curve }, ..self }
+    }
+
     /// How scores become masks in a forward pass.
     pub fn function(&self) -> MaskFunction {
         match self.masking {
@@ -306,6 +313,14 @@ mod tests {
             assert!(options(Method::Smp, Profile::Default, keep).is_err());
         }
         assert!(options(Method::Smp, Profile::Default, 1.0).is_ok());
+    }
+
+    #[test]
+    fn the_text_lets_roberta_fall_linearly() {
+        let curve = |profile, family| options(Method::Smp, profile, 0.5).unwrap().for_family(family).curve;
+        assert_eq!(curve(Profile::Paper, Family::Roberta), Curve::Linear);
+        assert_eq!(curve(Profile::Authors, Family::Roberta), Curve::Cubic);
+        assert_eq!(curve(Profile::Paper, Family::Bert), Curve::Cubic);
     }
 
     #[test]
