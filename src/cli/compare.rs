@@ -313,10 +313,6 @@ impl Runner<'_> {
         let errors = log.try_clone().map_err(Error::io(&path, "opening"))?;
         let mut command = Command::new(self.program);
         command.args(&cell.arguments).stdin(std::process::Stdio::null()).stdout(log).stderr(errors);
-        // An interrupted training is continued; a cell that was never begun has nothing to resume, which is no error.
-        if matches!(cell.arguments.first().map(String::as_str), Some("finetune" | "run")) {
-            command.arg("--resume");
-        }
         let child = command.spawn().map_err(Error::io(self.program, "starting"))?;
         Ok(Running { index, child, started: Instant::now() })
     }

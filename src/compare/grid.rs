@@ -189,6 +189,10 @@ impl Grid {
         arguments.extend(["--seed".into(), seed.to_string()]);
         arguments.extend(self.common.iter().cloned());
         arguments.extend(["--out".into(), directory.display().to_string()]);
+        // An interrupted training goes on; where there is none, nothing is resumed.
+        if command != "prune" {
+            arguments.push("--resume".into());
+        }
         Cell { name, directory, arguments, after: None, needs: None }
     }
 }
