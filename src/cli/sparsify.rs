@@ -184,7 +184,7 @@ impl Sparsify {
         };
         let mut search = LambdaSearch::new(job.options.keep, SEARCH_TOLERANCE, job.options.lambda, most);
         let mut best = None;
-        while let Some(lambda) = search.next() {
+        while let Some(lambda) = search.next_lambda() {
             let options = Options { lambda, ..job.options.clone() };
             let number = search.trials().len();
             let checkpoints = folder.join(CHECKPOINTS).join(format!("trial-{}", number + 1));

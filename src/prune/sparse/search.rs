@@ -25,7 +25,7 @@ impl LambdaSearch {
     }
 
     /// λ of the next trial; `None` when the search has ended.
-    pub fn next(&self) -> Option<f64> {
+    pub fn next_lambda(&self) -> Option<f64> {
         if self.trials.is_empty() {
             return Some(self.start);
         }
@@ -73,14 +73,14 @@ mod tests {
     fn a_fraction_between_two_weights_is_found() {
         for (target, start) in [(0.1, 1.0), (0.1, 1e5), (0.5, 40.0), (0.03, 400.0)] {
             let mut search = LambdaSearch::new(target, 0.02, start, 40);
-            while let Some(lambda) = search.next() {
+            while let Some(lambda) = search.next_lambda() {
                 search.record(lambda, kept(lambda));
             }
             let (_, (_, found)) = search.best().unwrap();
             assert!((found - target).abs() <= 0.02 * target, "{target}: {search:?}");
         }
         let mut search = LambdaSearch::new(0.1, 0.0, 1.0, 3);
-        while let Some(lambda) = search.next() {
+        while let Some(lambda) = search.next_lambda() {
             search.record(lambda, kept(lambda));
         }
         assert_eq!(search.trials().len(), 3);
