@@ -264,7 +264,8 @@ impl<K: Kernels> Executor for HostExecutor<K> {
 
     fn write_masks(&mut self, words: &[u64]) -> Result<()> {
         super::check_mask_words(words.len(), self.mask_words())?;
-        self.masks = words.to_vec();
+        self.masks.clear();
+        self.masks.extend_from_slice(words);
         Ok(())
     }
 
