@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::prune::mask_tuning::{RescaleOptions, Teacher, rescale};
 use crate::prune::{Job, Pruned, UnitMasks};
 
@@ -31,6 +31,15 @@ impl Scaling {
         let rescale = RescaleOptions { heads: false, ..RescaleOptions::authors() };
         Scaling { teacher: Teacher::SquareRoot, rescale }
     }
+}
+
+/// Fails on choices that cannot work, and where there are no rows to scale by.
+pub fn check(job: &Job, scaling: Option<&Scaling>) -> Result<()> {
+    let Some(scaling) = scaling else { return Ok(()) };
+    if job.examples.is_empty() {
+        return Err(Error::usage("scaling needs calibration rows; there are none"));
+    }
+    scaling.rescale.check()
 }
 
 /// The result of a method that chose `masks` for the budget `keep` of `job`, scaled where told to. `choose` gives the

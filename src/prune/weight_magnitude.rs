@@ -85,7 +85,7 @@ pub fn scores(model: &Model, weights: Weights) -> Vec<Vec<f64>> {
 /// Prunes for every budget of the job, in its order. Fails before anything is computed where a budget is not
 /// [`feasible`].
 pub fn prune(job: &Job, options: &Options) -> Result<Vec<Pruned>> {
-    options.scaling.as_ref().map_or(Ok(()), |scaling| scaling.rescale.check())?;
+    scaling::check(job, options.scaling.as_ref())?;
     job.keep.iter().try_for_each(|&keep| neuron_ranking::count(METHOD, job.cost, keep).map(drop))?;
     let scores = scores(job.model, options.weights);
     let choose = |keep: f64| {

@@ -4,8 +4,14 @@ use std::sync::Arc;
 
 use secateur::exec::lockstep;
 use secateur::launch::Precision;
+use secateur::model::Head;
 use secateur::program::{Builder, Extent, Extents, Mode, Op, ParameterLayout, Program, SlotId};
+use secateur::progress::Progress;
+use secateur::prune::kcm::{self, Options, Stop};
+use secateur::prune::{CostModel, Job};
 use secateur::session::Device;
+
+use crate::models;
 
 /// Moments of an input of one row a token, and the Gaussian kernel of `n` rows with three updates of Semi-NMF.
 fn program(layout: Arc<ParameterLayout>, n: usize, d: usize) -> (Program, [SlotId; 2]) {
@@ -60,4 +66,24 @@ fn the_cpu_agrees_with_the_reference() {
 #[test]
 fn the_kernels_of_devices_agree_with_the_reference() {
     compare(Device::Emulated { precision: Precision::F32 }, 21, 9, 130);
+}
+
+#[test]
+fn kcm_on_a_device_gives_the_masks_of_the_cpu() {
+    for family in ["bert", "opt"] {
+        let model = models::model(family, Head::Backbone, 0.0);
+        let examples = models::examples(family, Head::Backbone, 12, 4);
+        let config = model.config();
+        let cost =
+            CostModel::new(config.hidden, config.head_dim, 11.5, config.widths()).expect("a cost model");
+        let options = Options { stop: Stop::Fixed(3), scaling: None, ..Options::default() };
+        let prune = |device| {
+            let (model, examples, cost, progress) = (&model, &examples, &cost, &Progress::silent());
+            let keep = &[0.9, 0.7];
+            let job = Job { model, device, examples, batch_rows: 4, cost, keep, seed: 0, progress };
+            kcm::prune(&job, &options).expect("prunes").into_iter().map(|pruned| pruned.masks)
+        };
+        let device = Device::Emulated { precision: Precision::F32 };
+        assert!(prune(device).eq(prune(Device::Cpu)), "{family}");
+    }
 }

@@ -240,6 +240,8 @@ fn one_row_is_enough_and_none_is_an_error() {
     with_job(&model, &[], &[0.8], |job| {
         let error = kcm::prune(job, &options()).unwrap_err();
         assert!(error.to_string().contains("no calibration rows"), "{error}");
+        let scaled = kcm::Options { score: Score::R2, ..kcm::Options::default() };
+        assert!(kcm::prune(job, &scaled).unwrap_err().to_string().contains("scaling"));
         // Weights need none.
         kcm::prune(job, &kcm::Options { score: Score::R2, ..options() }).unwrap();
         weight_magnitude::prune(job, &weight_magnitude::Options::default()).unwrap();
@@ -254,6 +256,10 @@ fn budgets_outside_zero_to_one_and_options_that_cannot_work_are_refused() {
             assert_eq!(kcm::prune(job, &options()).unwrap_err().exit_code(), 2, "{keep}");
         });
     }
+    with_job(&model, &examples(Head::Backbone, 3, 1), &[0.8], |job| {
+        let error = kcm::prune(job, &kcm::Options { labelled: Some(2), ..options() }).unwrap_err();
+        assert!(matches!(error, Error::Usage(_)), "a backbone has no loss: {error}");
+    });
     for wrong in [
         kcm::Options { alpha: f64::NAN, ..options() },
         kcm::Options { max_iterations: 0, ..options() },
@@ -377,7 +383,9 @@ fn swaps_go_on_while_the_gradient_kept_grows() {
         ([vec![0.0, 5.0, 4.0], vec![3.0, 2.0, 5.0]], [vec![1.0, 1.0, 0.0], vec![1.0, 0.0, 0.0]], 0),
     ] {
         let mut masks = before.clone();
-        assert_eq!(labelled::swap(&mut masks, &scores, &gradients), swaps);
+        let mut exchanged = scores.clone();
+        assert_eq!(labelled::swap(&mut masks, &mut exchanged, &gradients), swaps);
+        assert_eq!(top_k(&exchanged, 3), masks.kept().1, "the scores agree with the masks");
         assert_eq!(masks.neurons[..], expected);
     }
 }

@@ -27,8 +27,9 @@ pub fn gradients(job: &Job, rows: usize) -> Result<Vec<Vec<f64>>> {
 }
 
 /// Swaps neurons of `masks` by `gradients`, given the scores that `masks` were made of; returns the number of swaps. As
-/// many neurons are kept as before. Of equal scores or gradients the first come first.
-pub fn swap(masks: &mut UnitMasks, scores: &[Vec<f64>], gradients: &[Vec<f64>]) -> usize {
+/// many neurons are kept as before. Of equal scores or gradients the first come first. Neurons that are swapped exchange
+/// their scores, so that what ranks them afterwards agrees with the masks.
+pub fn swap(masks: &mut UnitMasks, scores: &mut [Vec<f64>], gradients: &[Vec<f64>]) -> usize {
     let neurons = |kept: bool| -> Vec<(usize, usize)> {
         let units = |(layer, mask): (usize, &Vec<f32>)| {
             let chosen = (0..mask.len()).filter(|&unit| (mask[unit] != 0.0) == kept);
@@ -45,6 +46,8 @@ pub fn swap(masks: &mut UnitMasks, scores: &[Vec<f64>], gradients: &[Vec<f64>]) 
     for &((l, i), (m, j)) in &swaps {
         masks.neurons[l][i] = 0.0;
         masks.neurons[m][j] = 1.0;
+        let lower = std::mem::replace(&mut scores[m][j], scores[l][i]);
+        scores[l][i] = lower;
     }
     swaps.len()
 }

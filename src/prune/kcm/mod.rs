@@ -21,7 +21,7 @@ pub use r2::{Ranker, Representatives};
 use serde_json::json;
 
 use crate::error::Result;
-use crate::prune::{CostModel, Job, Pruned, UnitMasks, neuron_ranking, scaling};
+use crate::prune::{CostModel, Job, Pruned, UnitMasks, neuron_ranking, rounding, scaling};
 
 /// Name in messages.
 const METHOD: &str = "KCM";
@@ -36,14 +36,19 @@ pub fn feasible(cost: &CostModel, _options: &Options) -> RangeInclusive<f64> {
 pub fn prune(job: &Job, options: &Options) -> Result<Vec<Pruned>> {
     options.check()?;
     job.keep.iter().try_for_each(|&keep| neuron_ranking::count(METHOD, job.cost, keep).map(drop))?;
-    let scores = Scores::compute(job, options)?;
+    scaling::check(job, options.scaling.as_ref())?;
+    // First, because labels or a head may be missing.
     let gradients = options.labelled.map(|rows| labelled::gradients(job, rows)).transpose()?;
+    let scores = Scores::compute(job, options)?;
     let dead = scores.moments.as_ref().and_then(|moments| moments.dead_neurons());
     let masks_at = |keep: f64| -> Result<(UnitMasks, usize)> {
         let count = neuron_ranking::count(METHOD, job.cost, keep)?;
-        let Options { scope, round_to, .. } = *options;
-        let mut masks = neuron_ranking::masks(job.cost, &scores.merged, keep, count, scope, round_to)?;
-        let swaps = gradients.as_ref().map(|gradients| labelled::swap(&mut masks, &scores.merged, gradients));
+        let mut scores = scores.merged.clone();
+        let mut masks = neuron_ranking::masks(job.cost, &scores, keep, count, options.scope, None)?;
+        let swaps = gradients.as_ref().map(|gradients| labelled::swap(&mut masks, &mut scores, gradients));
+        if let Some(multiple) = options.round_to {
+            masks = rounding::round_to(&masks, &scores, job.cost, keep, multiple)?;
+        }
         Ok((masks, swaps.unwrap_or(0)))
     };
     let result = |&keep: &f64| {

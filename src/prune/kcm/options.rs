@@ -66,8 +66,9 @@ pub struct Options {
     pub stop: Stop,
     /// α of the stopping rule.
     pub alpha: f64,
-    /// Iterations before the stopping rule is looked at. On BERT-like weights δ first falls below α, then rises to a
-    /// maximum and falls again; ten iterations are past it.
+    /// Iterations before the stopping rule is looked at. On trained weights |δ| is below α at first, then δ rises to a
+    /// maximum and falls again: on all-MiniLM-L6-v2 with s = σ² it is 0.021 to 0.039 at its maximum, in iterations 8 and
+    /// 9, and back at α in iterations 13 to 15. Ten iterations are past the maximum.
     pub min_iterations: usize,
     /// Iterations at most.
     pub max_iterations: usize,
@@ -106,7 +107,8 @@ impl Options {
     }
 
     /// There is no code of the authors. This is the choices of the only public reimplementation: s = σ², |δ| ≤ α,
-    /// z-scores, and the scaling of Mask-Tuning's released code.
+    /// z-scores, and the scaling of Mask-Tuning's released code. (It also averages over padding tokens, which do not exist
+    /// here.)
     pub fn authors() -> Options {
         Options {
             kernel: KernelWidth::SigmaSquared,
@@ -128,7 +130,7 @@ impl Options {
         if self.labelled == Some(0) {
             return Err(Error::usage("the labelled extension needs at least one labelled row"));
         }
-        self.scaling.as_ref().map_or(Ok(()), |scaling| scaling.rescale.check())
+        Ok(())
     }
 }
 
