@@ -46,8 +46,7 @@ pub fn swap(masks: &mut UnitMasks, scores: &mut [Vec<f64>], gradients: &[Vec<f64
     for &((l, i), (m, j)) in &swaps {
         masks.neurons[l][i] = 0.0;
         masks.neurons[m][j] = 1.0;
-        let lower = std::mem::replace(&mut scores[m][j], scores[l][i]);
-        scores[l][i] = lower;
+        (scores[l][i], scores[m][j]) = (scores[m][j], scores[l][i]);
     }
     swaps.len()
 }
