@@ -13,8 +13,9 @@
 //! Distances are sums of squared differences: |x|² + |y|² − 2xy would lose the digits of close neighbours.
 //!
 //! Cost: n²·d/2 steps of difference and square; an update 2·n³ FLOPs of a matrix product and one pass over C; the first
-//! update two passes over K. On two cores, with n = 3,072 and d = 768, twenty iterations run at 0.90 of the rate of their
-//! nineteen products alone (the bench `pruning`): the kernel takes 0.4 of a product, the pass over C 0.1.
+//! update two passes over K. With n = 3,072 and d = 768 twenty iterations ran at 0.90 of the rate
+//! of their nineteen products alone, timed in turns on two busy cores: the kernel takes 0.4 of a product, the pass over C
+//! 0.1. The bench `pruning` repeats it.
 
 pub mod cpu;
 pub mod cuda;
