@@ -14,7 +14,8 @@ use secateur::{Error, Result};
 
 use super::context::Context;
 use super::latency::LatencyOptions;
-use super::options::{Method, StageName, TrainOptions};
+use super::options::TrainOptions;
+use super::prune_options::{Method, StageName};
 
 /// Run methods side by side on the same tasks, seeds and budgets, and draw the curves.
 ///

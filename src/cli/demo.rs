@@ -16,8 +16,9 @@ use secateur::{Error, Result};
 
 use super::context::Context;
 use super::load::Source;
-use super::options::{LmGrouping, Method, OutputOptions, PruneOptions, TaskOptions};
+use super::options::{LmGrouping, OutputOptions, TaskOptions};
 use super::output::{CHECKPOINTS, Output};
+use super::prune_options::{Method, PruneOptions};
 use super::{evaluate, load, pretrain, prune, training};
 
 /// See the whole method at work in minutes: nothing to download, nothing to prepare.

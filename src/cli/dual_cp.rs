@@ -17,7 +17,8 @@ use secateur::{Error, Result};
 
 use super::context::Context;
 use super::methods::{check_budgets, cost_length};
-use super::options::{Method, OnInfeasibleName, Profile, PruneOptions, value_name};
+use super::options::{Profile, value_name};
+use super::prune_options::{Method, OnInfeasibleName, PruneOptions};
 
 /// Calibrates on `rows` and prunes for every budget of the options; notes method and calibration in the record. Gives
 /// the model back: it is large, and was not copied.

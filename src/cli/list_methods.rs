@@ -9,7 +9,8 @@ use secateur::report::table::Table;
 use serde_json::{Value, json};
 
 use super::context::Context;
-use super::options::{Method, Profile};
+use super::options::Profile;
+use super::prune_options::Method;
 
 /// List the methods that prune heads, neurons and layers, or one method's choices with what each profile sets.
 ///

@@ -12,7 +12,8 @@ use secateur::report::record::{Calibration, Choice, Method as MethodRecord};
 use secateur::{Error, Result};
 
 use super::context::Context;
-use super::options::{Profile, PruneOptions, value_name};
+use super::options::{Profile, value_name};
+use super::prune_options::PruneOptions;
 
 /// Prunes `model` for every budget of the options; notes method and calibration in the record.
 pub fn prune(

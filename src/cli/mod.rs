@@ -20,6 +20,7 @@ mod options;
 mod output;
 mod pretrain;
 mod prune;
+mod prune_options;
 mod run;
 mod sparsify;
 mod training;

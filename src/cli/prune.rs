@@ -12,8 +12,9 @@ use secateur::report::{RunRecord, format, html};
 use secateur::{Error, Result};
 
 use super::context::Context;
-use super::options::{ModelOptions, OutputOptions, PruneOptions, TaskOptions};
+use super::options::{ModelOptions, OutputOptions, TaskOptions};
 use super::output::Output;
+use super::prune_options::PruneOptions;
 use super::{dual_cp, evaluate, load, methods, training};
 
 /// Choose which heads and neurons of a model a task needs.

@@ -13,8 +13,9 @@ use secateur::train::Recipe;
 use secateur::{Error, Result};
 
 use super::context::Context;
-use super::options::{ModelOptions, OutputOptions, PruneOptions, TaskOptions, TrainOptions};
+use super::options::{ModelOptions, OutputOptions, TaskOptions, TrainOptions};
 use super::output::{CHECKPOINTS, Output};
+use super::prune_options::PruneOptions;
 use super::{evaluate, load, prune, training};
 
 /// Prune a model for a task and fine-tune it, in the method's own order; evaluate it, and report: all in one.
