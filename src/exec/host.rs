@@ -76,12 +76,13 @@ impl<K: Kernels> HostExecutor<K> {
         super::mask_words(&self.layout)
     }
 
+    /// Writes `len` values; `fill(row, start)` is to fill a row with those from `start` on.
     fn write_with(
         &mut self,
         id: ProgramId,
         slot: SlotId,
         len: usize,
-        at: impl Fn(usize) -> K::Element,
+        fill: impl Fn(&mut [K::Element], usize),
     ) -> Result<()> {
         let prepared = &mut self.programs[id.0];
         let description = prepared.program.slot(slot);
@@ -103,14 +104,12 @@ impl<K: Kernels> HostExecutor<K> {
         };
         for row in 0..len.checked_div(cols).unwrap_or(0) {
             let start = place.offset + row * place.ld;
-            for (col, value) in buffer[start..start + cols].iter_mut().enumerate() {
-                *value = at(row * cols + col);
-            }
+            fill(&mut buffer[start..start + cols], row * cols);
         }
         Ok(())
     }
 
-    fn read_with(&self, id: ProgramId, slot: SlotId, extents: &Extents, mut put: impl FnMut(K::Element)) {
+    fn read_with(&self, id: ProgramId, slot: SlotId, extents: &Extents, mut put: impl FnMut(&[K::Element])) {
         let prepared = &self.programs[id.0];
         let description = prepared.program.slot(slot);
         let place = prepared.plan.place(slot);
@@ -123,7 +122,7 @@ impl<K: Kernels> HostExecutor<K> {
         };
         for row in 0..extents.of(description.rows) {
             let start = place.offset + row * place.ld;
-            buffer[start..start + description.cols].iter().for_each(|&value| put(value));
+            put(&buffer[start..start + description.cols]);
         }
     }
 }
@@ -177,11 +176,16 @@ impl<K: Kernels> Executor for HostExecutor<K> {
     }
 
     fn write(&mut self, id: ProgramId, slot: SlotId, data: &[f32]) -> Result<()> {
-        self.write_with(id, slot, data.len(), |i| K::Element::from_f64(f64::from(data[i])))
+        self.write_with(id, slot, data.len(), |row, start| {
+            K::Element::fill_from_f32(row, &data[start..start + row.len()]);
+        })
     }
 
     fn write_wide(&mut self, id: ProgramId, slot: SlotId, data: &[f64]) -> Result<()> {
-        self.write_with(id, slot, data.len(), |i| K::Element::from_f64(data[i]))
+        self.write_with(id, slot, data.len(), |row, start| {
+            let values = &data[start..start + row.len()];
+            row.iter_mut().zip(values).for_each(|(to, from)| *to = K::Element::from_f64(*from));
+        })
     }
 
     fn write_ints(&mut self, id: ProgramId, slot: SlotId, data: &[i32]) -> Result<()> {
@@ -227,13 +231,13 @@ impl<K: Kernels> Executor for HostExecutor<K> {
 
     fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) -> Result<()> {
         out.clear();
-        self.read_with(id, slot, extents, |value| out.push(value.to_f64() as f32));
+        self.read_with(id, slot, extents, |row| K::Element::append_to_f32(row, out));
         Ok(())
     }
 
     fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Vec<f64>> {
         let mut out = Vec::new();
-        self.read_with(id, slot, extents, |value| out.push(value.to_f64()));
+        self.read_with(id, slot, extents, |row| out.extend(row.iter().map(|value| value.to_f64())));
         Ok(out)
     }
 

@@ -11,6 +11,7 @@
 
 use crate::data::{Batch, Example, Target, Targets};
 use crate::error::{Error, Result};
+use crate::memory::MemoryPlan;
 use crate::model::{EmitOptions, Head};
 use crate::program::{Extents, Mode};
 use crate::progress::Progress;
@@ -67,6 +68,11 @@ pub struct MaskGradients {
 }
 
 impl MaskGradients {
+    /// Bytes of the numbers.
+    fn bytes(&self) -> usize {
+        self.heads.iter().chain(&self.neurons).map(|layer| size_of_val(layer.as_slice())).sum()
+    }
+
     /// Σ_b g_b² for every unit: the importance of Mask-Tuning.
     pub fn fisher(&self) -> Importance {
         let squares = |layer: &Vec<f64>| {
@@ -118,10 +124,15 @@ pub fn mask_gradients(
         ..EmitOptions::default()
     };
     let mode = Mode { dropout: false, gradients: false, mask_gradients: true };
+    let mut memory = MemoryPlan::begin();
+    let held = session.host_bytes();
     let prepared = session.prepare(mode, &options, capacity)?;
     session.write_masks(&prepared, masks)?;
     let groups = Groups::of(batches, grouping)?;
     let mut gradients = groups.zeros(&prepared);
+    memory.add("activations and inputs", session.host_bytes() - held);
+    memory.add("mask gradients", gradients.bytes());
+    progress.plan_memory(&memory);
 
     let mut stage = progress.stage("mask gradients", batches.len() as u64, "batches");
     let mut values;

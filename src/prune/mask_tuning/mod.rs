@@ -119,8 +119,11 @@ fn prune_one(
         notes.push(format!("keep {keep}: the released search exceeds budgets smaller than its heads"));
     }
     pruned.notes = notes;
+    // Of neurons a record has room for the sum of each layer.
+    let neurons: Vec<f64> = importance.neurons.iter().map(|layer| layer.iter().sum()).collect();
     pruned.details = serde_json::json!({
-        "importance": importance,
+        "head_importance": importance.heads,
+        "neuron_importance_by_layer": neurons,
         "searched_widths": searched.widths(),
         "latency": latency,
         "rescaling": trace,

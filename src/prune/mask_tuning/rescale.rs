@@ -198,6 +198,8 @@ impl<'a> Pass<'a> {
         let mut memory = MemoryPlan::begin();
         memory.add("hidden states of the student", 4 * tokens * config.hidden);
         memory.add("features", feature_bytes.min(4 * tokens * widest));
+        // Each of the two models' programs of one sublayer: inputs, query to context or activation, sums and outputs.
+        memory.add("activations and inputs", 2 * 4 * capacity.tokens * (2 * widest + 8 * config.hidden));
         memory.add("normal equations", 8 * widest * (3 * widest + 2 * config.hidden));
         job.progress.plan_memory(&memory);
         Ok(Pass {
