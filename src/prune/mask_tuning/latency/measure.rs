@@ -66,15 +66,13 @@ impl LatencyTable {
         options.check(config)?;
         let widest = |units: fn(&LayerShape) -> usize| config.layers.iter().map(units).max().unwrap_or(0);
         let (heads, neurons) = (widest(|layer| layer.heads), widest(|layer| layer.neurons));
-        let measured_neurons: Vec<usize> = [1]
+        let mut measured_neurons: Vec<usize> = [1]
             .into_iter()
-            .chain((options.stride..neurons).step_by(options.stride).filter(|&width| width > 1))
+            .chain((options.stride..neurons).step_by(options.stride))
             .chain([neurons])
-            .filter(|&width| width <= neurons && neurons > 0)
+            .filter(|width| (1..=neurons).contains(width))
             .collect();
-        let mut measured_neurons = measured_neurons;
         measured_neurons.dedup();
-
         let total = heads + measured_neurons.len();
         let mut stage = progress.stage("latency table", total as u64, "widths");
         let mut time = |sublayer: usize, units: usize| {
