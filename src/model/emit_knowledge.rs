@@ -62,7 +62,7 @@ impl Emitter<'_> {
             None => self.b.gather(&name("answers"), x, rows),
         };
         let plain = |residual| Fused { residual: Some(residual), ..Fused::default() };
-        if sublayer % 2 == 0 {
+        if sublayer.is_multiple_of(2) {
             let mut sums = match layer.attention {
                 SublayerParameters::Full(parameters) => {
                     let mask = self.head_mask(i);

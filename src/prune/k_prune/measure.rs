@@ -222,7 +222,8 @@ impl Pass<'_> {
         session.run(prepared, &extents)?;
         for sublayer in self.from..self.widths.len() {
             let slots = &prepared.slots.layers[sublayer / 2];
-            let slot = if sublayer % 2 == 0 { slots.context_squares } else { slots.activation_squares };
+            let slot =
+                if sublayer.is_multiple_of(2) { slots.context_squares } else { slots.activation_squares };
             add(session, prepared, slot, &extents, &mut knowledge.squares[sublayer])?;
         }
         Ok(extents)
@@ -292,7 +293,11 @@ impl Pass<'_> {
             let extents = self.run(session, prepared, index, write, &mut knowledge)?;
             for sublayer in self.from..self.widths.len() {
                 let slots = &prepared.slots.layers[sublayer / 2];
-                let slot = if sublayer % 2 == 0 { slots.context_gradient } else { slots.activation_gradient };
+                let slot = if sublayer.is_multiple_of(2) {
+                    slots.context_gradient
+                } else {
+                    slots.activation_gradient
+                };
                 add(session, prepared, slot, &extents, &mut gradients[sublayer])?;
             }
             if self.rows.mini_batch.get(index + 1) != Some(&mini) {

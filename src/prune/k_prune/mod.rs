@@ -309,5 +309,5 @@ fn finish(job: &Job, options: &Options, student: Student, keep: f64) -> Result<P
 }
 
 fn name(sublayer: usize) -> String {
-    format!("{} {}", if sublayer % 2 == 0 { "attention" } else { "ffn" }, sublayer / 2)
+    format!("{} {}", if sublayer.is_multiple_of(2) { "attention" } else { "ffn" }, sublayer / 2)
 }

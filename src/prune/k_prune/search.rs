@@ -63,7 +63,7 @@ pub fn search(scores: &Scores, target: usize, costs: UnitCosts, budget: f64, rul
     for sublayer in target..2 * scores.heads.len() {
         let of = scores.of(sublayer);
         if let Some(unit) = of.iter().position(|score| !score.is_finite()) {
-            let what = if sublayer % 2 == 0 { "head" } else { "neuron" };
+            let what = if sublayer.is_multiple_of(2) { "head" } else { "neuron" };
             return Err(Error::NotFinite {
                 what: format!("the score of {what} {unit}"),
                 value: of[unit],

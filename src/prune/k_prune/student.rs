@@ -173,7 +173,7 @@ impl Student {
             tuning: match () {
                 _ if kept == 0 => Tuning::Emptied,
                 _ if !shop.options.tune => Tuning::Off,
-                _ if shop.options.spare_whole_ffn && at % 2 == 1 && kept == units => Tuning::Spared,
+                _ if shop.options.spare_whole_ffn && !at.is_multiple_of(2) && kept == units => Tuning::Spared,
                 _ => Tuning::Tuned,
             },
         };

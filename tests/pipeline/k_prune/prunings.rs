@@ -128,7 +128,7 @@ fn every_family_and_head_is_pruned_within_budget_and_closer_to_the_teacher() {
                 let kept = pruned.masks.widths();
                 for step in &steps {
                     let width = kept[step.sublayer / 2];
-                    let expected = if step.sublayer % 2 == 0 { width.heads } else { width.neurons };
+                    let expected = if step.sublayer.is_multiple_of(2) { width.heads } else { width.neurons };
                     assert_eq!(step.kept, expected, "{place}");
                     if options.only_if_better && step.kept > 0 {
                         assert!(step.residual_after <= step.residual_before, "{place} {step:?}");
