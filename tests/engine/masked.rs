@@ -529,7 +529,7 @@ fn label_words_answer_as_the_language_model_does() {
         for (token, found) in logits(model).chunks(2).enumerate() {
             found.iter().zip(words).for_each(|(&found, word)| close(found, token, word, "span"));
         }
-        let refused = |head, words: &[u32]| load(head, words, None).err().expect("refused").to_string();
+        let refused = |head, words: &[u32]| load(head, words, None).expect_err("refused").to_string();
         assert!(refused(classes, &words[..2]).contains("2 label words for 3"));
         assert!(refused(classes, &[1, 2, 50]).contains("outside"));
         assert!(refused(classes, &[1, 2, 1]).contains("two classes"));
