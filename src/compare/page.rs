@@ -260,9 +260,9 @@ fn overlaps(out: &mut String, results: &Results) {
         let _ = write!(
             out,
             "<section><h2>Shared between tasks</h2><p class=\"hint\">Seed {seed}. Of the heads · neurons kept for the task \
-             of the row, how many the task of the column keeps too; two random choices share what they keep.</p>{body}\
-             </section>\n"
+             of the row, how many the task of the column keeps too; two random choices share what they keep.</p>{body}"
         );
+        out.push_str("</section>\n");
     }
 }
 

@@ -108,7 +108,7 @@ impl Emitted {
     ) -> Result<Emitted> {
         let config = session.model().config();
         let (layer, hidden_size) = (config.layers[sublayer / 2], config.hidden);
-        let columns = if sublayer % 2 == 0 { layer.heads * config.head_dim } else { layer.neurons };
+        let columns = if sublayer.is_multiple_of(2) { layer.heads * config.head_dim } else { layer.neurons };
         let architecture = &session.model().architecture;
         let (program, slots) =
             architecture.emit_sublayer(sublayer, |s| emit(s, parts, hidden_size, columns))?;

@@ -92,7 +92,7 @@ pub fn rescale_observed(
     let (kept_heads, kept_neurons) = student.kept();
     for sublayer in 0..sublayers {
         job.progress.check(|| "rescaling was not finished; nothing was written".into())?;
-        let (layer, attention) = (sublayer / 2, sublayer % 2 == 0);
+        let (layer, attention) = (sublayer / 2, sublayer.is_multiple_of(2));
         let kept = if attention { &kept_heads[layer] } else { &kept_neurons[layer] };
         let tuned = if attention { options.heads && layer > 0 } else { options.neurons };
         if !tuned || kept.is_empty() {
@@ -297,7 +297,7 @@ impl<'a> Pass<'a> {
         student.forget(&mut self.student)?;
         let trace = SublayerTrace {
             layer: sublayer / 2,
-            kind: if sublayer % 2 == 0 { "heads" } else { "neurons" }.into(),
+            kind: if sublayer.is_multiple_of(2) { "heads" } else { "neurons" }.into(),
             size: 0,
             rows: normal.rows,
             answer_rows_only: answers_only,
@@ -319,7 +319,7 @@ impl<'a> Pass<'a> {
             return Ok(());
         }
         let config = self.student.model().config();
-        let group = if sublayer % 2 == 0 { config.head_dim } else { 1 };
+        let group = if sublayer.is_multiple_of(2) { config.head_dim } else { 1 };
         let scales: Option<Vec<f32>> =
             scales.map(|scales| scales.iter().map(|&scale| scale as f32).collect());
         let by_feature: Vec<f32> =
@@ -359,7 +359,7 @@ impl<'a> Pass<'a> {
 
     /// The teacher's program of a sublayer, for its output and, where wanted, for the target.
     fn teacher_parts(&mut self, sublayer: usize, target: bool) -> Result<Emitted> {
-        let (layer, attention) = (sublayer / 2, sublayer % 2 == 0);
+        let (layer, attention) = (sublayer / 2, sublayer.is_multiple_of(2));
         let mask = self.teacher_masks.map(|masks| {
             if attention { masks.heads[layer].as_slice() } else { masks.neurons[layer].as_slice() }
         });
