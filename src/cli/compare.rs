@@ -122,7 +122,7 @@ impl Compare {
             failed => {
                 let message =
                     format!("{} cells failed, this is their output: {}", failed.len(), failed.join(", "));
-                Err(Error::format(&grid.out.join("logs"), message))
+                Err(Error::format(grid.out.join("logs"), message))
             }
         }
     }

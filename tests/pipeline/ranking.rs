@@ -423,7 +423,7 @@ proptest! {
         prop_assert_eq!(&rounded.heads, &masks.heads);
         for (layer, mask) in rounded.neurons.iter().enumerate() {
             let kept: Vec<usize> = (0..mask.len()).filter(|&i| mask[i] != 0.0).collect();
-            prop_assert!(kept.len() % multiple == 0 || kept.len() == mask.len());
+            prop_assert!(kept.len().is_multiple_of(multiple) || kept.len() == mask.len());
             // The best of the layer are kept.
             let lowest = kept.iter().map(|&i| scores[layer][i]).fold(f64::INFINITY, f64::min);
             prop_assert!((0..mask.len()).filter(|i| !kept.contains(i)).all(|i| scores[layer][i] <= lowest));
