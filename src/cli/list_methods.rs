@@ -80,11 +80,9 @@ fn one(context: &Context, method: Method) {
     }
     let mut table = Table::new(&["choice", "default", "paper", "authors"]);
     let mut choices = Vec::new();
-    for (name, value) in default.choices().iter() {
-        let of = |method: &secateur::prune::method::Method| {
-            method.choices().get(name).cloned().unwrap_or_default()
-        };
-        table.row([name.to_string(), value.clone(), of(paper), of(authors)]);
+    for (name, value) in default.choices() {
+        let of = |method: &secateur::prune::method::Method| method.choice(&name).unwrap_or_default();
+        table.row([name.clone(), value.clone(), of(paper), of(authors)]);
         choices.push(json!({ "name": name, "default": value, "paper": of(paper), "authors": of(authors) }));
     }
     let _ = write!(text, "\n{}", table.render(false));

@@ -169,11 +169,11 @@ fn chosen(method: &Method, options: &PruneOptions) -> Result<Vec<(String, String
         chosen.push((name.to_string(), value.to_string()));
     }
     if let Some(value) = &options.on_reject {
-        let choices = method.choices();
-        let Some((name, _)) = choices.iter().find(|(name, _)| name.ends_with("on-reject")) else {
+        let Some((name, _)) = method.choices().into_iter().find(|(name, _)| name.ends_with("on-reject"))
+        else {
             return Err(Error::usage(format!("--on-reject: {} rescales nothing", method.name())));
         };
-        chosen.push((name.into(), value.clone()));
+        chosen.push((name, value.clone()));
     }
     chosen.extend(options.round_to.map(|value| ("round-to".into(), value.to_string())));
     Ok(chosen)

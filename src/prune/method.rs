@@ -12,7 +12,6 @@ use serde_json::Value;
 
 use super::{CostModel, Job, Pruned, Stage};
 use crate::error::{Error, Result};
-use crate::report::Ordered;
 
 /// A set of choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +82,7 @@ trait Choices: Serialize + DeserializeOwned + Sized {
         let key = name.replace('-', "_");
         let mut fields = self.fields();
         if key.split('.').try_fold(&mut fields, |at, part| at.as_object_mut()?.get_mut(part)).is_none() {
-            let shown = self.shown();
-            let known: Vec<&str> = shown.iter().map(|(name, _)| name).collect();
+            let known: Vec<String> = self.shown().into_iter().map(|(name, _)| name).collect();
             let known = known.join(", ");
             return Err(Error::usage(format!("the method has no choice {name:?}; it has {known}")));
         }
@@ -105,15 +103,15 @@ trait Choices: Serialize + DeserializeOwned + Sized {
         Err(Error::usage(format!("{name}={value}: {problem}")))
     }
 
-    fn shown(&self) -> Ordered<String> {
-        let mut shown = Ordered::default();
+    fn shown(&self) -> Vec<(String, String)> {
+        let mut shown = Vec::new();
         flatten("", &self.fields(), &mut shown);
         shown
     }
 }
 
 /// Notes every choice below `value` by its name.
-fn flatten(name: &str, value: &Value, into: &mut Ordered<String>) {
+fn flatten(name: &str, value: &Value, into: &mut Vec<(String, String)>) {
     match value {
         // A record; an object of one entry is a value with a parameter, "fixed:7".
         Value::Object(fields) if name.is_empty() || fields.len() > 1 => {
@@ -123,7 +121,7 @@ fn flatten(name: &str, value: &Value, into: &mut Ordered<String>) {
                 flatten(&name, value, into);
             }
         }
-        other => into.set(name, show(other)),
+        other => into.push((name.into(), show(other))),
     }
 }
 
@@ -195,9 +193,14 @@ macro_rules! methods {
                 match self { $(Method::$variant(options) => options.choose(name, value),)+ }
             }
 
-            /// Every choice by name.
-            pub fn choices(&self) -> Ordered<String> {
+            /// Every choice, as (name, value).
+            pub fn choices(&self) -> Vec<(String, String)> {
                 match self { $(Method::$variant(options) => options.shown(),)+ }
+            }
+
+            /// The value of one choice.
+            pub fn choice(&self, name: &str) -> Option<String> {
+                self.choices().into_iter().find(|(known, _)| known == name).map(|(_, value)| value)
             }
 
             /// Budgets it can reach.
@@ -262,8 +265,8 @@ mod tests {
                 let method = Method::named(name, profile).unwrap();
                 assert_eq!(method.name(), *name);
                 let mut again = method.clone();
-                for (choice, value) in method.choices().iter() {
-                    again.choose(choice, value).unwrap();
+                for (choice, value) in method.choices() {
+                    again.choose(&choice, &value).unwrap();
                 }
                 assert_eq!(again.choices(), method.choices(), "{name}");
             }
@@ -275,9 +278,9 @@ mod tests {
     fn choices_within_choices_have_a_dot() {
         let mut method = Method::named("mask-tuning", Profile::Default).unwrap();
         method.choose("rescale.on-reject", "ridge").unwrap();
-        assert_eq!(method.choices().get("rescale.on-reject").map(String::as_str), Some("ridge"));
+        assert_eq!(method.choice("rescale.on-reject").as_deref(), Some("ridge"));
         method.choose("rescale", "none").unwrap();
-        assert_eq!(method.choices().get("rescale").map(String::as_str), Some("none"));
+        assert_eq!(method.choice("rescale").as_deref(), Some("none"));
         assert!(method.choose("rescale.on-reject", "ridge").is_err());
     }
 
@@ -289,6 +292,6 @@ mod tests {
         let error = method.choose("kernel", "s3").unwrap_err().to_string();
         assert!(error.contains("2s2"), "{error}");
         method.choose("stop", "fixed:7").unwrap();
-        assert_eq!(method.choices().get("stop").map(String::as_str), Some("fixed:7"));
+        assert_eq!(method.choice("stop").as_deref(), Some("fixed:7"));
     }
 }
