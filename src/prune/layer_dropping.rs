@@ -37,7 +37,7 @@ pub enum Strategy {
     /// The K whose weights have the smallest variance.
     ParameterVariance,
     /// The K that change the state of the answering token least: by mean cosine of what enters and leaves the layer,
-    /// over the calibration rows. Encoders answer at their first token ([CLS]), causal models at their last.
+    /// over the calibration rows. Encoders answer at their first token (`[CLS]`), causal models at their last.
     Contribution,
     /// These.
     Layers(Vec<usize>),
