@@ -21,8 +21,8 @@ use super::prune_options::{Method, StageName};
 ///
 /// The grid is cut into cells, each one command of this program. What cells share is computed once: the fine-tuned model
 /// of a task and seed, a method's scores for all budgets. A finished cell is never run again, so the same command
-/// continues after an interruption, and a larger grid adds to a smaller one. With --list the cells are printed as
-/// commands for a scheduler; --gather then makes the tables of whatever has run.
+/// continues after an interruption, and more tasks, methods and seeds add to a grid that has run. With --list the cells
+/// are printed as commands for a scheduler; --gather then makes the tables of whatever has run.
 ///
 /// Writes compare.csv, compare.json and compare.html to the output directory, the cells below `cells`.
 #[derive(Args, Debug)]
@@ -97,6 +97,7 @@ impl Compare {
         }
         let mut failed = Vec::new();
         if !self.gather {
+            grid.check_budgets()?;
             std::fs::create_dir_all(&grid.out).map_err(Error::io(&grid.out, "creating"))?;
             failed = Runner { context, program: &program, jobs: self.jobs as usize }.run(&grid, &cells)?;
             if self.latency.latency {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::prune::Stage;
+use crate::report::RunRecord;
 
 /// Name of the cell that fine-tunes the model unpruned.
 pub const DENSE: &str = "dense";
@@ -106,6 +107,25 @@ impl Grid {
         Ok(())
     }
 
+    /// Fails where a finished cell was run for other budgets than these: it would not be run again, and the new ones would
+    /// be missing.
+    pub fn check_budgets(&self) -> Result<()> {
+        for cell in self.cells().iter().filter(|cell| cell.finished()) {
+            let Some(now) = budgets_of(&cell.arguments) else { continue };
+            let records = self.keep.iter().map(|keep| cell.directory.join(format!("keep-{keep}/run.json")));
+            let Some(path) = records.into_iter().find(|path| path.is_file()) else { continue };
+            let record = RunRecord::read(&path)?;
+            if let Some(then) = budgets_of(&record.arguments).filter(|then| *then != now) {
+                return Err(Error::usage(format!(
+                    "{} was run with --keep-flops {then}: give the same budgets, remove {}, or begin another --out",
+                    cell.name,
+                    cell.directory.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// All cells; a cell comes after the one it waits for.
     pub fn cells(&self) -> Vec<Cell> {
         let mut cells = Vec::new();
@@ -195,6 +215,12 @@ impl Grid {
         }
         Cell { name, directory, arguments, after: None, needs: None }
     }
+}
+
+/// The budgets of a command that prunes.
+fn budgets_of(arguments: &[String]) -> Option<&str> {
+    let at = arguments.iter().position(|word| word == "--keep-flops")?;
+    arguments.get(at + 1).map(String::as_str)
 }
 
 /// How many cells each cell waits for, one after another: cells of equal depth are independent.

@@ -95,6 +95,13 @@ fn a_grid_runs_once_and_continues() {
     assert_page(&page);
     assert!(page.contains("random-units"));
 
+    // Other budgets would be missing from the cells that are there.
+    let mut other = grid.clone();
+    let at = other.iter().position(|word| *word == "0.8,0.1").unwrap();
+    other[at] = "0.8";
+    let (status, errors) = failure(&other);
+    assert!(status == 2 && errors.contains("--keep-flops 0.8,0.1"), "{errors}");
+
     // Again: nothing runs. With one cell gone, that one runs.
     let cells = out.join("cells/agreement/seed-1");
     let (dense, kcm) = (cells.join("dense/run.json"), cells.join("kcm/keep-0.8/run.json"));
