@@ -149,14 +149,14 @@ fn on_a_full_disk(blocks: u64, arguments: &[&str]) -> std::process::Output {
 fn a_full_disk_is_an_error_that_names_the_file_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (model, _) = pretrained(folder.path(), "masked-lm", &["--train-tokenizer", "120", "--steps", "5"]);
-    for (command, resumes) in commands(&model) {
-        let whole = folder.path().join(format!("{}-whole", command[0]));
+    for (index, (command, resumes)) in commands(&model).into_iter().enumerate() {
+        let whole = folder.path().join(format!("{index}-{}-whole", command[0]));
         succeed(&with_out(&command, &whole, &[]), &command[0]);
         let expected = results(&whole);
         let mut failures = 0;
         for blocks in [0, 1, 2, 6, 20, 40, 60, 80, 120, 160, 240, 320] {
             let what = format!("{} with {blocks} blocks", command[0]);
-            let out = folder.path().join(format!("{}-{blocks}", command[0]));
+            let out = folder.path().join(format!("{index}-{}-{blocks}", command[0]));
             // Something is there already: it stays until the new is whole.
             std::fs::create_dir(&out).unwrap();
             std::fs::write(out.join("precious"), "kept").unwrap();
