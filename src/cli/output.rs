@@ -74,7 +74,6 @@ impl Output {
         remove_checkpoint(&self.partial)?;
         let writer = self.partial.join(WRITER);
         let usual = fs::metadata(&writer).map_err(Error::io(&writer, "reading"))?.permissions();
-        fs::remove_file(&writer).map_err(Error::io(&writer, "removing"))?;
         flush(&self.partial, &usual)?;
         // An empty directory makes way; a full one is only here with --overwrite.
         let mut old = None;
@@ -87,6 +86,9 @@ impl Output {
         }
         fs::rename(&self.partial, &self.target).map_err(Error::io(&self.target, "renaming"))?;
         self.committed = true;
+        // Only now: at every moment before, the directory is known as this process's, should it be killed.
+        let writer = self.target.join(WRITER);
+        fs::remove_file(&writer).map_err(Error::io(&writer, "removing"))?;
         match old {
             Some(old) => fs::remove_dir_all(&old).map_err(Error::io(&old, "removing")),
             None => Ok(()),
