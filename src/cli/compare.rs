@@ -110,7 +110,7 @@ impl Compare {
         }
         let json = serde_json::to_value(&found).map_err(|e| Error::format(&grid.out, e.to_string()))?;
         for (name, text) in [
-            ("compare.csv", found.csv()),
+            ("compare.csv", found.csv()?),
             ("compare.json", format!("{json:#}\n")),
             ("compare.html", page::render(&found)),
         ] {

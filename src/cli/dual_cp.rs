@@ -30,9 +30,7 @@ pub fn prune(
     task: Option<&Task>,
     options: &PruneOptions,
 ) -> Result<(Vec<Pruned>, Model)> {
-    if !options.keep_latency.is_empty() {
-        return Err(Error::usage("--keep-latency: dual-cp and its controls search FLOPs only"));
-    }
+    options.check_belong(true)?;
     let resolved = resolve(context, options)?;
     let lengths: Vec<usize> = rows.iter().map(Example::length).collect();
     let (cost_length, length_given) = cost_length(options, task, &lengths)?;

@@ -25,6 +25,7 @@ pub fn prune(
     task: Option<&Task>,
     options: &PruneOptions,
 ) -> Result<Vec<Pruned>> {
+    options.check_belong(false)?;
     let chosen = chosen(&method, options)?;
     for (name, value) in &chosen {
         method.choose(name, value)?;

@@ -7,6 +7,7 @@ use secateur::prune::clustering::Linkage;
 use secateur::prune::dual_cp;
 use secateur::prune::scaling::Scaling;
 use secateur::prune::{Stage, method};
+use secateur::{Error, Result};
 
 use super::options::{Profile, value_name};
 
@@ -203,6 +204,33 @@ impl PruneOptions {
     /// The budgets, of whichever kind.
     pub fn budgets(&self) -> &[f64] {
         if self.keep_latency.is_empty() { &self.keep_flops } else { &self.keep_latency }
+    }
+
+    /// Fails on options that belong to dual-cp and its controls where another method is asked for, and the other way round:
+    /// they would be ignored.
+    pub fn check_belong(&self, dual_cp: bool) -> Result<()> {
+        let of_dual_cp = [
+            ("--lambda", self.lambda.is_some()),
+            ("--delta", self.delta.is_some()),
+            ("--calibration-tokens", self.calibration_tokens.is_some()),
+            ("--linkage", self.linkage.is_some()),
+            ("--space", self.space.is_some()),
+            ("--centroid", self.centroid.is_some()),
+            ("--on-infeasible", self.on_infeasible.is_some()),
+            ("--token-indices", self.token_indices.is_some()),
+        ];
+        let of_others = [
+            ("--choose", !self.choose.is_empty()),
+            ("--on-reject", self.on_reject.is_some()),
+            ("--round-to", self.round_to.is_some()),
+            ("--calibration-batch", self.calibration_batch.is_some()),
+            ("--keep-latency", !self.keep_latency.is_empty()),
+        ];
+        let foreign = if dual_cp { &of_others[..] } else { &of_dual_cp[..] };
+        match foreign.iter().find(|(_, given)| *given) {
+            Some((name, _)) => Err(Error::usage(format!("{name} means nothing to {}", self.method.name()))),
+            None => Ok(()),
+        }
     }
 
     /// Before or after fine-tuning.

@@ -1,12 +1,11 @@
 //! Records of cells, gathered: one row for each task, seed, method and budget, and means over seeds.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::grid::{DENSE, Grid, TaskEntry};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::latency::Latency;
 use crate::prune::{Stage, UnitMasks};
 use crate::report::RunRecord;
@@ -130,50 +129,61 @@ impl Results {
     }
 
     /// One line a row, with names of the columns; latencies are medians, a column for each batch size and length.
-    pub fn csv(&self) -> String {
+    pub fn csv(&self) -> Result<String> {
         let mut points: Vec<(usize, usize)> = Vec::new();
         for found in self.rows.iter().flat_map(|row| &row.latency) {
             if !points.contains(&(found.batch, found.length)) {
                 points.push((found.batch, found.length));
             }
         }
-        let mut text = String::from(
-            "task,seed,method,stage,keep,reached,metric,value,parameters,pruning_seconds,training_seconds",
-        );
+        let mut heads: Vec<String> = [
+            "task",
+            "seed",
+            "method",
+            "stage",
+            "keep",
+            "reached",
+            "metric",
+            "value",
+            "parameters",
+            "pruning_seconds",
+            "training_seconds",
+        ]
+        .map(String::from)
+        .into();
         for (batch, length) in &points {
-            let _ = write!(text, ",seconds_{batch}x{length},dense_seconds_{batch}x{length}");
+            heads.push(format!("seconds_{batch}x{length}"));
+            heads.push(format!("dense_seconds_{batch}x{length}"));
         }
-        text.push('\n');
+        let optional = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
+        let mut lines = vec![heads];
         for row in &self.rows {
-            let optional = |value: Option<f64>| value.map_or(String::new(), |v| v.to_string());
-            let _ = write!(
-                text,
-                "{},{},{},{},{},{},{},{},{},{},{}",
-                field(&row.task),
-                row.seed,
-                field(&row.method),
-                row.stage.map_or("", Stage::name),
-                row.keep,
-                row.reached,
-                row.metric,
-                row.value,
+            let mut line = vec![
+                row.task.clone(),
+                row.seed.to_string(),
+                row.method.clone(),
+                row.stage.map_or("", Stage::name).into(),
+                row.keep.to_string(),
+                row.reached.to_string(),
+                row.metric.clone(),
+                row.value.to_string(),
                 row.parameters.map_or(String::new(), |v| v.to_string()),
                 optional(row.pruning_seconds),
-                optional(row.training_seconds)
-            );
+                optional(row.training_seconds),
+            ];
             for point in &points {
                 for variant in ["model", "against"] {
-                    let found = row
-                        .latency
-                        .iter()
-                        .find(|l| (l.batch, l.length) == *point && l.variant == variant)
-                        .map(|l| l.median);
-                    let _ = write!(text, ",{}", optional(found));
+                    let same = |l: &&Latency| (l.batch, l.length) == *point && l.variant == variant;
+                    line.push(optional(row.latency.iter().find(same).map(|l| l.median)));
                 }
             }
-            text.push('\n');
+            lines.push(line);
         }
-        text
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let broken = |e: &dyn std::fmt::Display| Error::format("compare.csv", e.to_string());
+        lines.iter().try_for_each(|line| writer.write_record(line)).map_err(|e| broken(&e))?;
+        let bytes = writer.into_inner().map_err(|e| broken(&e))?;
+        String::from_utf8(bytes).map_err(|e| broken(&e))
     }
 
     /// Means of a task and method, by falling budget.
@@ -265,9 +275,4 @@ fn summarise(rows: &[Row]) -> Vec<Summary> {
         });
     }
     found
-}
-
-/// A field of a CSV line.
-fn field(text: &str) -> String {
-    if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.into() }
 }

@@ -191,6 +191,11 @@ fn latency_is_a_budget_too() {
     let latency = ["--keep-latency", "0.8", "--latency-batch", "2", "--latency-length", "16"];
     let wrong = failure(&[&prune[..], &latency, &task, &["--method", "kcm"]].concat());
     assert!(wrong.0 == 2 && wrong.1.contains("FLOPs only"), "{}", wrong.1);
+    // Nothing is ignored: what belongs to another method is refused.
+    for foreign in [["--method", "kcm", "--lambda", "3"], ["--method", "dual-cp", "--round-to", "8"]] {
+        let (status, errors) = failure(&[&prune[..], &task, &foreign, &["--keep-flops", "0.8"]].concat());
+        assert!(status == 2 && errors.contains("means nothing to"), "{errors}");
+    }
     let found = run(&[&prune[..], &latency, &task, &["--method", "mask-tuning"]].concat());
     let table = &found["result"]["latency_table"];
     assert_eq!((table["batch"].as_u64(), table["length"].as_u64()), (Some(2), Some(16)), "{found:#}");
