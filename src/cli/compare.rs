@@ -51,6 +51,10 @@ pub struct Compare {
     /// Seeds of calibration, fine-tuning and controls.
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
     seeds: Vec<u64>,
+    /// Fine-tune one dense model a task, with this seed, and prune it under every seed: deviations are then of the
+    /// calibration alone, as where methods prune one published checkpoint. Default: a dense model for each seed.
+    #[arg(long, value_name = "N")]
+    dense_seed: Option<u64>,
     /// Most tokens of a row; longer ones are cut.
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
@@ -149,6 +153,7 @@ impl Compare {
             methods: self.methods.iter().map(method).collect(),
             keep: self.keep_flops.clone(),
             seeds: self.seeds.clone(),
+            dense_seed: self.dense_seed,
             out: self.out.clone(),
             common,
             task_arguments: [
@@ -169,7 +174,7 @@ impl Compare {
         let Some(&seed) = grid.seeds.first() else { return Ok(()) };
         let mut wanted = Vec::new();
         for task in &grid.tasks {
-            let dense = grid.directory(&Grid::name(task, seed, grid::DENSE));
+            let dense = grid.directory(&grid.dense(task, seed));
             for method in &grid.methods {
                 for &keep in &grid.keep {
                     let cell = Grid::name(task, seed, &format!("{}/keep-{keep}", method.name));

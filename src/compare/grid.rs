@@ -3,6 +3,10 @@
 //! Names are paths below `cells` in the output directory: `mrpc/seed-1/dense` is the fine-tuned model,
 //! `mrpc/seed-1/kcm` a method that prunes it, for all budgets at once; `mrpc/seed-1/dual-cp/masks` the masks of a method
 //! that prunes before fine-tuning, and `mrpc/seed-1/dual-cp/keep-0.6` a model fine-tuned under them.
+//!
+//! Seeds may mean two things. With a dense model for each, deviations are of the whole procedure; with one for all
+//! ([`Grid::dense_seed`]) they are of the calibration rows alone, as in the papers of methods that need no retraining,
+//! which prune one published checkpoint.
 
 use std::path::{Path, PathBuf};
 
@@ -44,6 +48,8 @@ pub struct Grid {
     pub keep: Vec<f64>,
     /// Seeds of calibration, fine-tuning and controls.
     pub seeds: Vec<u64>,
+    /// Seed of the one dense model of a task that all seeds prune; absent where each seed has its own.
+    pub dense_seed: Option<u64>,
     /// Output directory of the comparison.
     pub out: PathBuf,
     /// Arguments of every command: device, precision, threads.
@@ -147,11 +153,24 @@ impl Grid {
         format!("{}/seed-{seed}/{cell}", task.name)
     }
 
+    /// Name of the cell of the dense model that a seed prunes.
+    pub fn dense(&self, task: &TaskEntry, seed: u64) -> String {
+        Grid::name(task, self.dense_seed.unwrap_or(seed), DENSE)
+    }
+
+    /// Seeds of the dense models.
+    pub fn dense_seeds(&self) -> Vec<u64> {
+        self.dense_seed.map_or_else(|| self.seeds.clone(), |seed| vec![seed])
+    }
+
     fn cells_of(&self, task: &TaskEntry, seed: u64, cells: &mut Vec<Cell>) {
         let keep = self.keep.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
-        let dense = cells.len();
-        let teacher = self.directory(&Grid::name(task, seed, DENSE));
-        cells.push(self.cell(task, seed, DENSE, "finetune", &self.model, &[&self.train_arguments]));
+        let name = self.dense(task, seed);
+        let dense = cells.iter().position(|cell| cell.name == name).unwrap_or_else(|| {
+            let seed = self.dense_seed.unwrap_or(seed);
+            cells.push(self.cell(task, seed, DENSE, "finetune", &self.model, &[&self.train_arguments]));
+            cells.len() - 1
+        });
         for method in &self.methods {
             let pruning =
                 ["--method", &method.name, "--keep-flops", &keep, "--skip-infeasible", "--subdirectories"]
@@ -159,7 +178,7 @@ impl Grid {
             if method.stage == Stage::Post {
                 let discard = if self.keep_models { vec![] } else { vec!["--no-model".to_string()] };
                 let stage = ["--stage", "post"].map(String::from);
-                let model = teacher.display().to_string();
+                let model = self.directory(&name).display().to_string();
                 let extra: [&[String]; 4] = [&pruning, &stage, &discard, &self.prune_arguments];
                 let mut cell = self.cell(task, seed, &method.name, "run", &model, &extra);
                 cell.after = Some(dense);
@@ -259,6 +278,7 @@ mod tests {
             methods: vec![method("dual-cp", Stage::Pre), method("kcm", Stage::Post)],
             keep: vec![0.8, 0.6, 0.4],
             seeds: vec![1, 2],
+            dense_seed: None,
             out: "o".into(),
             common: vec![],
             task_arguments: vec![],
@@ -282,6 +302,22 @@ mod tests {
         }
         assert_eq!(depths(&cells)[..6], [0, 0, 1, 1, 1, 1]);
         assert!(cells[5].arguments.join(" ").contains("--keep-flops 0.8,0.6,0.4"));
+    }
+
+    #[test]
+    fn one_dense_model_may_serve_all_seeds() {
+        let cells = Grid { dense_seed: Some(7), ..grid() }.cells();
+        // Two tasks with a dense model each; two tasks and seeds with four cells of the one method and one of the other.
+        assert_eq!(cells.len(), 2 + 4 * (4 + 1));
+        for cell in &cells {
+            assert_eq!(cell.name.ends_with("/dense"), cell.name.contains("/seed-7/"), "{}", cell.name);
+            if let Some(before) = cell.after.filter(|_| cell.name.ends_with("/kcm")) {
+                let task = cell.name.split('/').next().unwrap();
+                assert_eq!(cells[before].name, format!("{task}/seed-7/dense"));
+                let model = cells[before].directory.display().to_string();
+                assert!(cell.arguments.contains(&model), "{:?}", cell.arguments);
+            }
+        }
     }
 
     #[test]

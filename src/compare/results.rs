@@ -87,8 +87,8 @@ impl Results {
     pub fn gather(grid: &Grid) -> Result<Results> {
         let (mut rows, mut missing) = (Vec::new(), Vec::new());
         for task in &grid.tasks {
-            for &seed in &grid.seeds {
-                let name = Grid::name(task, seed, DENSE);
+            for seed in grid.dense_seeds() {
+                let name = grid.dense(task, seed);
                 match read(&grid.directory(&name))? {
                     Some(record) => rows.extend(row(task, seed, DENSE, None, 1.0, &record)),
                     None => missing.push(name),
