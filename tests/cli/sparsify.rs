@@ -159,3 +159,58 @@ fn wrong_choices_are_refused_before_anything_is_trained() {
         fixture.refused(&[&movement[..], option].concat(), "belongs to");
     }
 }
+
+#[test]
+fn a_search_for_lambda_takes_the_nearest_training() {
+    let fixture = Fixture::new();
+    for method in ["soft-movement", "l0"] {
+        let more = ["--method", method, "--keep-weights", "0.6", "--search-lambda", "3"];
+        let (out, record) = fixture.sparsify(&format!("searched-{method}"), &more);
+        let trials = record["result"]["lambda_search"].as_array().unwrap();
+        let distance = |trial: &Value| (trial["keep_weights"].as_f64().unwrap() - 0.6).abs();
+        let nearest = trials.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap();
+        assert!((2..=3).contains(&trials.len()) || distance(nearest) <= 0.02 * 0.6, "{trials:?}");
+        // More weight of the regulariser never keeps more.
+        for pair in trials.windows(2) {
+            let [a, b] = [&pair[0], &pair[1]]
+                .map(|t| (t["lambda"].as_f64().unwrap(), t["keep_weights"].as_f64().unwrap()));
+            assert!((a.0 - b.0) * (a.1 - b.1) <= 0.0, "{trials:?}");
+        }
+        // What was written is the nearest trial: masks, model and record.
+        assert_eq!(record["result"]["keep_weights"], nearest["keep_weights"], "{method}");
+        let lambda = record["method"]["choices"]["lambda"]["value"].as_str().unwrap();
+        assert_eq!(lambda.parse::<f64>().ok(), nearest["lambda"].as_f64(), "{method}");
+        assert_eq!(
+            record["training"].as_array().unwrap().len(),
+            1,
+            "the other trainings are not of this model"
+        );
+        let data = text(&fixture.data);
+        let evaluated = run(&["evaluate", "--model", text(&out), "--task", "table", "--data", data]);
+        assert_eq!(evaluated["evaluations"][0]["metrics"], record["evaluations"][0]["metrics"], "{method}");
+    }
+}
+
+#[test]
+fn gpt2_learns_masks_for_text_and_for_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--train-tokenizer", "300", "--epochs", "2", "--batch-size", "4", "--learning-rate", "0.01"];
+    let (model, _) = pretrained(folder.path(), "causal-lm", &more);
+    let (corpus, rows) = (folder.path().join("text"), table(folder.path()));
+    let lm = ["--task", "lm", "--data", text(&corpus), "--max-length", "32"];
+    let classes = ["--task", "table", "--data", text(&rows)];
+    for (name, task, more) in [("lm", &lm[..], &[][..]), ("classes", &classes[..], &WORDS[..])] {
+        let out = folder.path().join(format!("masks-{name}"));
+        let sparsify = ["sparsify", "--model", text(&model), "--out", text(&out), "--epochs", "2", "--quiet"];
+        let record = run(&[&sparsify[..], &SMP, task, more].concat());
+        assert!(!out.join("model.safetensors").exists(), "{name}: the frozen model is the one given");
+        let losses = record["training"][0]["losses"].as_array().unwrap();
+        assert!(losses.iter().all(|loss| loss["loss"].as_f64().unwrap().is_finite()), "{losses:?}");
+        // The masks and the model they were learnt on give what the training measured.
+        let masks = out.join("masks.safetensors");
+        let evaluate = ["evaluate", "--model", text(&model), "--mask-file", text(&masks)];
+        let evaluated = run(&[&evaluate[..], task].concat());
+        assert_eq!(evaluated["evaluations"][0]["metrics"], record["evaluations"][0]["metrics"], "{name}");
+        assert!(evaluated["result"]["weights_kept"].as_u64() < evaluated["result"]["weights"].as_u64());
+    }
+}
