@@ -14,8 +14,7 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::model::UnitMasks;
-use crate::prune::mask_gradients::{Grouping, MaskGradients, Objective, Source, mask_gradients};
-use crate::prune::mask_tuning::Importance;
+use crate::prune::mask_gradients::{Grouping, Importance, MaskGradients, Objective, Source, mask_gradients};
 use crate::prune::{CostModel, Job, Pruned};
 use crate::session::Session;
 

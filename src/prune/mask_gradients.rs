@@ -9,15 +9,16 @@
 //! weight of a row is its share of the mini-batch's predictions: the loss of a mini-batch is the mean over its rows, of a
 //! language model over all its predicted tokens.
 
+use serde::{Deserialize, Serialize};
+
 use crate::data::{Batch, Example, Target, Targets};
 use crate::error::{Error, Result};
 use crate::memory::MemoryPlan;
 use crate::model::{EmitOptions, Head};
 use crate::program::{Extents, Mode};
 use crate::progress::Progress;
-use crate::prune::UnitMasks;
-use crate::prune::mask_tuning::Importance;
 use crate::prune::stream::{Stream, pack};
+use crate::prune::{LayerWidths, UnitMasks};
 use crate::session::{self, Prepared, Session, Weighting};
 
 /// Tokens of a forward batch: enough for full-speed products.
@@ -86,6 +87,54 @@ impl MaskGradients {
             heads: self.heads.iter().map(squares).collect(),
             neurons: self.neurons.iter().map(squares).collect(),
         }
+    }
+}
+
+/// Importance of every unit, not negative: what methods rank units by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Importance {
+    /// `[layers][heads]`
+    pub heads: Vec<Vec<f64>>,
+    /// `[layers][neurons]`
+    pub neurons: Vec<Vec<f64>>,
+}
+
+impl Importance {
+    /// Widths of the model it belongs to.
+    pub fn widths(&self) -> Vec<LayerWidths> {
+        let both = self.heads.iter().zip(&self.neurons);
+        both.map(|(heads, neurons)| LayerWidths { heads: heads.len(), neurons: neurons.len() }).collect()
+    }
+
+    /// Fails on a value that is not finite, and where all are zero: then nothing tells one unit from another.
+    pub fn check(&self) -> Result<()> {
+        for (kind, layers) in [("head", &self.heads), ("neuron", &self.neurons)] {
+            for (layer, values) in layers.iter().enumerate() {
+                if let Some(unit) = values.iter().position(|value| !value.is_finite()) {
+                    return Err(Error::NotFinite {
+                        what: "importance".into(),
+                        value: values[unit],
+                        place: format!("of layer {layer}, {kind} {unit}"),
+                    });
+                }
+            }
+        }
+        if self.heads.iter().chain(&self.neurons).flatten().all(|value| *value == 0.0) {
+            return Err(Error::usage(
+                "every mask gradient is zero, so no unit is more important than another: is the loss constant \
+                 (a model that was not fine-tuned, one class only)?",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Sum of the importances of the units that `masks` keep.
+    pub fn kept(&self, masks: &UnitMasks) -> f64 {
+        let sum = |values: &[Vec<f64>], masks: &[Vec<f32>]| -> f64 {
+            let pairs = values.iter().flatten().zip(masks.iter().flatten());
+            pairs.filter(|(_, mask)| **mask != 0.0).map(|(value, _)| value).sum()
+        };
+        sum(&self.heads, &masks.heads) + sum(&self.neurons, &masks.neurons)
     }
 }
 

@@ -4,11 +4,11 @@ use proptest::prelude::*;
 use secateur::Error;
 use secateur::prune::cost::{CostModel, LayerWidths};
 use secateur::prune::lsmr::{LsmrOptions, LsmrStop, lsmr, lsmr_symmetric};
-use secateur::prune::mask_gradients::MaskGradients;
+use secateur::prune::mask_gradients::{Importance, MaskGradients};
 use secateur::prune::mask_tuning::latency::{LatencyFit, search_latency};
 use secateur::prune::mask_tuning::{
-    Importance, NormalEquations, OnReject, Options, RescaleOptions, SearchRule, SublayerTrace, System,
-    pruned_loss, rearrange, rearrange_layer, search,
+    NormalEquations, OnReject, Options, RescaleOptions, SearchRule, SublayerTrace, System, pruned_loss,
+    rearrange, rearrange_layer, search,
 };
 
 use crate::support::numbers::Random;

@@ -18,14 +18,14 @@ pub use normal::{NormalEquations, NormalSlots};
 pub use options::{Budget, Fisher, OnReject, Options, RescaleOptions, Teacher};
 pub use rearrange::{pruned_loss, rearrange, rearrange_layer};
 pub use rescale::{FEATURE_BYTES, Rescaled, rescale, rescale_observed};
-pub use search::{Importance, SearchRule, search};
+pub use search::{SearchRule, search};
 pub use system::{SublayerTrace, System};
 
 use std::ops::RangeInclusive;
 
 use self::latency::{LatencyPlan, search_latency};
 use crate::error::{Error, Result};
-use crate::prune::mask_gradients::{MaskGradients, Objective, Source, mask_gradients};
+use crate::prune::mask_gradients::{Importance, MaskGradients, Objective, Source, mask_gradients};
 use crate::prune::rounding::round_to;
 use crate::prune::{CostModel, Job, LayerWidths, Pruned, UnitMasks};
 use crate::session::Session;

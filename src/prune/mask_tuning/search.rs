@@ -7,56 +7,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::prune::cost::{CostModel, LayerWidths};
+use crate::prune::cost::CostModel;
+use crate::prune::mask_gradients::Importance;
 use crate::prune::masks::UnitMasks;
-
-/// Importance of every unit, not negative.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Importance {
-    /// `[layers][heads]`
-    pub heads: Vec<Vec<f64>>,
-    /// `[layers][neurons]`
-    pub neurons: Vec<Vec<f64>>,
-}
-
-impl Importance {
-    /// Widths of the model it belongs to.
-    pub fn widths(&self) -> Vec<LayerWidths> {
-        let both = self.heads.iter().zip(&self.neurons);
-        both.map(|(heads, neurons)| LayerWidths { heads: heads.len(), neurons: neurons.len() }).collect()
-    }
-
-    /// Fails on a value that is not finite, and where all are zero: then nothing tells one unit from another.
-    pub fn check(&self) -> Result<()> {
-        for (kind, layers) in [("head", &self.heads), ("neuron", &self.neurons)] {
-            for (layer, values) in layers.iter().enumerate() {
-                if let Some(unit) = values.iter().position(|value| !value.is_finite()) {
-                    return Err(Error::NotFinite {
-                        what: "importance".into(),
-                        value: values[unit],
-                        place: format!("of layer {layer}, {kind} {unit}"),
-                    });
-                }
-            }
-        }
-        if self.heads.iter().chain(&self.neurons).flatten().all(|value| *value == 0.0) {
-            return Err(Error::usage(
-                "every mask gradient is zero, so no unit is more important than another: is the loss constant \
-                 (a model that was not fine-tuned, one class only)?",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Sum of the importances of the units that `masks` keep.
-    pub fn kept(&self, masks: &UnitMasks) -> f64 {
-        let sum = |values: &[Vec<f64>], masks: &[Vec<f32>]| -> f64 {
-            let pairs = values.iter().flatten().zip(masks.iter().flatten());
-            pairs.filter(|(_, mask)| **mask != 0.0).map(|(value, _)| value).sum()
-        };
-        sum(&self.heads, &masks.heads) + sum(&self.neurons, &masks.neurons)
-    }
-}
 
 /// Which numbers of heads are tried, and which win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::LatencyFit;
 use crate::error::{Error, Result};
 use crate::prune::UnitMasks;
-use crate::prune::mask_tuning::search::{Importance, Ranking, affordable};
+use crate::prune::mask_gradients::Importance;
+use crate::prune::mask_tuning::search::{Ranking, affordable};
 
 /// Masks under a latency budget.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
