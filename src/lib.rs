@@ -6,7 +6,8 @@
 //!    report ◄─ eval ◄─ train ◄─ compact model ◄─ masks ◄─ prune
 //! ```
 //!
-//! Nothing lower imports anything higher. `docs/architecture.md` is the tour.
+//! Nothing lower imports anything higher. `docs/architecture.md` is the tour, `docs/embedding.md` has two whole programs:
+//! one that prunes a model, and one that runs a program of its own on the engine.
 
 pub mod bench;
 pub mod compare;
@@ -29,3 +30,8 @@ pub mod session;
 pub mod train;
 
 pub use error::{Error, Result};
+
+/// The programs of the page on embedding are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/embedding.md")]
+struct Embedding;
