@@ -24,8 +24,8 @@ pub struct Context {
 }
 
 impl Context {
-    /// Sets up threads, signals and progress.
-    pub fn new(global: GlobalOptions) -> Result<Context> {
+    /// Sets up threads, signals and progress. A command that `computes` says on what, where nobody chose.
+    pub fn new(global: GlobalOptions, computes: bool) -> Result<Context> {
         let mut pool = rayon::ThreadPoolBuilder::new();
         if let Some(threads) = global.threads {
             pool = pool.num_threads(threads as usize);
@@ -48,7 +48,7 @@ impl Context {
         };
         let (device, reason) = global.device()?;
         let progress = Progress::with(listener::for_stderr(verbosity), interrupt);
-        if let Some(reason) = reason {
+        if let Some(reason) = reason.filter(|_| computes) {
             progress.note(format!("computing on the CPU: {reason}"));
         }
         Ok(Context {

@@ -72,7 +72,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let result = Context::new(cli.global).and_then(|mut context| match cli.command {
+    let lists = |command: &Command| {
+        matches!(command, Command::Methods(_) | Command::Inspect(_) | Command::Export(_) | Command::Doctor(_))
+    };
+    let result = Context::new(cli.global, !lists(&cli.command)).and_then(|mut context| match cli.command {
         Command::Demo(command) => command.run(&mut context),
         Command::Run(command) => command.run(&mut context),
         Command::Compare(command) => command.run(&mut context),

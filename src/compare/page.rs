@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::grid::DENSE;
-use super::results::{Results, Row};
+use super::results::{Results, Row, Summary};
 use crate::prune::UnitMasks;
 use crate::prune::overlap::overlap;
 use crate::report::figures::{Bar, Curve, bars, curves, kept_units, legend};
@@ -14,15 +14,21 @@ use crate::report::{format, table::Table};
 /// Colours of methods; more methods than colours share them.
 const COLOURS: usize = 10;
 
+/// Missing cells that a terminal names.
+const SHOWN_MISSING: usize = 8;
+
 /// The page.
 pub fn render(results: &Results) -> String {
     let mut body = String::new();
     let title = format!("{}, pruned by {}", short(&results.model), methods(results).join(", "));
+    let seeds = match results.summary.iter().map(|s| s.seeds).max().unwrap_or(0) {
+        1 => "one seed".to_string(),
+        seeds => format!("means over {seeds} seeds"),
+    };
     let _ = write!(
         body,
-        "<header><h1>{}</h1><p class=\"lead\">means over {} seeds · secateur {} · {}</p></header>",
+        "<header><h1>{}</h1><p class=\"lead\">{seeds} · secateur {} · {}</p></header>",
         escape(&title),
-        results.summary.iter().map(|s| s.seeds).max().unwrap_or(0),
         env!("CARGO_PKG_VERSION"),
         escape(format::utc_now().replace('T', " ").replace('Z', " UTC"))
     );
@@ -48,7 +54,10 @@ pub fn text(results: &Results, styled: bool) -> String {
     }
     let mut text = out.render(styled);
     if !results.missing.is_empty() {
-        let _ = writeln!(text, "not there ({}): {}", results.missing.len(), results.missing.join(", "));
+        let (count, shown) = (results.missing.len(), results.missing.iter().take(SHOWN_MISSING));
+        let shown = shown.map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if count > SHOWN_MISSING { ", … (all of them are in compare.json)" } else { "" };
+        let _ = writeln!(text, "not there ({count}): {shown}{more}");
     }
     text
 }
@@ -68,10 +77,7 @@ fn lines(results: &Results) -> Vec<Vec<String>> {
             let mut line = vec![method.clone(), format::percent(keep)];
             for task in &tasks {
                 let found = results.of(task, &method).find(|s| s.keep == keep);
-                line.push(found.map_or("—".into(), |s| match s.deviation {
-                    Some(deviation) => format!("{} ± {}", format::metric(s.mean), format::metric(deviation)),
-                    None => format::metric(s.mean),
-                }));
+                line.push(found.map_or("—".into(), quality));
             }
             lines.push(line);
         }
@@ -92,17 +98,63 @@ fn missing(out: &mut String, results: &Results) {
     );
 }
 
+/// For each task a table: a line for each method, a column for each budget, the best of a budget in bold.
 fn qualities(out: &mut String, results: &Results) {
     out.push_str(
-        "<section><h2>Quality</h2><p class=\"hint\">Mean over seeds ± standard deviation, on the development rows.</p>",
+        "<section><h2>Quality</h2><p class=\"hint\">By the fraction of FLOPs asked for, on the development rows: mean ± \
+         standard deviation where there are several seeds. The best of each column is bold; a dash is out of the method's \
+         reach or has not run.</p>",
     );
-    let tasks = tasks(results);
-    let heads: Vec<String> = ["method".to_string(), "FLOPs kept>".into()]
-        .into_iter()
-        .chain(tasks.iter().map(|task| format!("{task}, {}>", words(metric(results, task)))))
-        .collect();
-    table(out, &heads.iter().map(String::as_str).collect::<Vec<_>>(), &lines(results));
+    for task in tasks(results) {
+        let (metric, dense) = (words(metric(results, &task)), results.of(&task, DENSE).next());
+        let dense = dense.map_or(String::new(), |found| format!(", dense {}", quality(found)));
+        let _ = write!(out, "<h3>{}: {}{}</h3>", escape(&task), escape(&metric), escape(&dense));
+        let mut keeps: Vec<f64> = Vec::new();
+        for found in results.summary.iter().filter(|s| s.task == task && s.method != DENSE) {
+            if !keeps.contains(&found.keep) {
+                keeps.push(found.keep);
+            }
+        }
+        keeps.sort_by(|a, b| b.total_cmp(a));
+        let larger = results.rows.iter().find(|row| row.task == task).is_none_or(|row| row.larger_is_better);
+        let better = |a: f64, b: f64| if larger { a.max(b) } else { a.min(b) };
+        let best: Vec<Option<f64>> = (keeps.iter())
+            .map(|keep| {
+                let same =
+                    results.summary.iter().filter(|s| s.task == task && s.method != DENSE && s.keep == *keep);
+                same.map(|s| s.mean).filter(|mean| mean.is_finite()).reduce(better)
+            })
+            .collect();
+        out.push_str("<div class=\"scroll\"><table><thead><tr><th>method</th>");
+        for keep in &keeps {
+            let _ = write!(out, "<th class=\"r\">{}</th>", escape(format::percent(*keep)));
+        }
+        out.push_str("</tr></thead><tbody>");
+        for method in methods(results) {
+            let _ = write!(out, "<tr><td>{}</td>", escape(&method));
+            for (keep, best) in keeps.iter().zip(&best) {
+                let found = results.of(&task, &method).find(|s| s.keep == *keep);
+                let text = found.map_or("—".into(), quality);
+                let text = escape(&text);
+                let bold = found.is_some_and(|s| Some(s.mean) == *best);
+                let _ = match bold {
+                    true => write!(out, "<td class=\"r\"><b>{text}</b></td>"),
+                    false => write!(out, "<td class=\"r\">{text}</td>"),
+                };
+            }
+            out.push_str("</tr>");
+        }
+        out.push_str("</tbody></table></div>");
+    }
     out.push_str("</section>\n");
+}
+
+/// Mean, and deviation where there is one.
+fn quality(found: &Summary) -> String {
+    match found.deviation {
+        Some(deviation) => format!("{} ± {}", format::metric(found.mean), format::metric(deviation)),
+        None => format::metric(found.mean),
+    }
 }
 
 fn quality_curves(out: &mut String, results: &Results) {
