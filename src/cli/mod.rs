@@ -72,25 +72,26 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let lists = |command: &Command| {
+    let computes_nothing = |command: &Command| {
         matches!(command, Command::Methods(_) | Command::Inspect(_) | Command::Export(_) | Command::Doctor(_))
     };
-    let result = Context::new(cli.global, !lists(&cli.command)).and_then(|mut context| match cli.command {
-        Command::Demo(command) => command.run(&mut context),
-        Command::Run(command) => command.run(&mut context),
-        Command::Compare(command) => command.run(&mut context),
-        Command::Methods(command) => command.run(&mut context),
-        Command::Prune(command) => command.run(&mut context),
-        Command::Sparsify(command) => command.run(&mut context),
-        Command::Finetune(command) => command.run(&mut context),
-        Command::Evaluate(command) => command.run(&mut context),
-        Command::Pretrain(command) => command.run(&mut context),
-        Command::Inspect(command) => command.run(&mut context),
-        Command::Export(command) => command.run(&mut context),
-        Command::Forward(command) => command.run(&mut context),
-        Command::Doctor(command) => command.run(&mut context),
-        Command::Bench(command) => command.run(&mut context),
-    });
+    let result =
+        Context::new(cli.global, !computes_nothing(&cli.command)).and_then(|mut context| match cli.command {
+            Command::Demo(command) => command.run(&mut context),
+            Command::Run(command) => command.run(&mut context),
+            Command::Compare(command) => command.run(&mut context),
+            Command::Methods(command) => command.run(&mut context),
+            Command::Prune(command) => command.run(&mut context),
+            Command::Sparsify(command) => command.run(&mut context),
+            Command::Finetune(command) => command.run(&mut context),
+            Command::Evaluate(command) => command.run(&mut context),
+            Command::Pretrain(command) => command.run(&mut context),
+            Command::Inspect(command) => command.run(&mut context),
+            Command::Export(command) => command.run(&mut context),
+            Command::Forward(command) => command.run(&mut context),
+            Command::Doctor(command) => command.run(&mut context),
+            Command::Bench(command) => command.run(&mut context),
+        });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

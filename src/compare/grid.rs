@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::prune::Stage;
 use crate::report::RunRecord;
+use crate::report::format::shell_word;
 
 /// Name of the cell that fine-tunes the model unpruned.
 pub const DENSE: &str = "dense";
@@ -253,17 +254,9 @@ pub fn depths(cells: &[Cell]) -> Vec<usize> {
 
 /// A command line that a POSIX shell reads back to the same arguments.
 pub fn shell_line(program: &Path, arguments: &[String]) -> String {
-    let quote = |word: &str| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
-        if !word.is_empty() && word.chars().all(plain) {
-            word.to_string()
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
-    };
     let program = program.display().to_string();
     let words = std::iter::once(program.as_str()).chain(arguments.iter().map(String::as_str));
-    words.map(quote).collect::<Vec<_>>().join(" ")
+    words.map(shell_word).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

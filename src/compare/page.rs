@@ -7,7 +7,7 @@ use super::results::{Results, Row, Summary};
 use crate::prune::UnitMasks;
 use crate::prune::overlap::overlap;
 use crate::report::figures::{Bar, Curve, bars, curves, kept_units, legend};
-use crate::report::html::{page, table, words};
+use crate::report::page::{page, table, words};
 use crate::report::svg::escape;
 use crate::report::{format, table::Table};
 

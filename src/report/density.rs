@@ -300,5 +300,5 @@ pub fn html(title: &str, densities: &[Density]) -> String {
                    the query, key and value projections and its columns of the output projection.</p>");
     body.push_str(&drawing(densities).finish());
     body.push_str("</section>\n");
-    super::html::page(title, &body)
+    super::page::page(title, &body)
 }

@@ -1,16 +1,15 @@
-//! `report.html`: one page that needs nothing else, no network, no script, and follows the reader's light or dark scheme.
+//! `report.html`: the page of a run.
 //!
 //! Its order is the reader's: what was reached, what was kept, what it cost in quality, how it went, how to repeat it.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::Write as _;
 
 use super::figures::{Bar, Curve, Part, bars, curves, kept_units, legend, stack};
 use super::format;
+use super::page::{page, table, words};
 use super::record::{Evaluation, RunRecord, Training};
 use super::svg::escape;
 use crate::prune::masks::UnitMasks;
-
-const STYLE: &str = include_str!("style.css");
 
 /// The page of a run. `masks` draws the kept units; without it the layers are bars of the record's numbers.
 pub fn render(record: &RunRecord, masks: Option<&UnitMasks>) -> String {
@@ -27,16 +26,6 @@ pub fn render(record: &RunRecord, masks: Option<&UnitMasks>) -> String {
     calibration(&mut body, record);
     repeat(&mut body, record);
     page(title(record), &body)
-}
-
-/// A page with this title and content.
-pub(crate) fn page(title: impl Display, body: &str) -> String {
-    let title = escape(title);
-    format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
-         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
-    )
 }
 
 fn title(record: &RunRecord) -> String {
@@ -474,7 +463,7 @@ fn calibration(out: &mut String, record: &RunRecord) {
 
 fn repeat(out: &mut String, record: &RunRecord) {
     out.push_str("<section><h2>To repeat it</h2>");
-    let arguments: Vec<String> = record.arguments.iter().map(|a| quoted(a)).collect();
+    let arguments: Vec<String> = record.arguments.iter().map(|a| format::shell_word(a)).collect();
     let _ = write!(out, "<pre>secateur {}</pre>", escape(arguments.join(" ")));
     let machine = &record.machine;
     let _ = write!(
@@ -498,38 +487,4 @@ fn repeat(out: &mut String, record: &RunRecord) {
         out.push_str("</details>");
     }
     out.push_str("</section>\n");
-}
-
-/// An argument as a shell would need it.
-fn quoted(argument: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
-    if !argument.is_empty() && argument.chars().all(plain) {
-        return argument.into();
-    }
-    format!("'{}'", argument.replace('\'', r"'\''"))
-}
-
-/// "exact_match" as "Exact match".
-pub(crate) fn words(name: &str) -> String {
-    let spaced = name.replace('_', " ");
-    let mut letters = spaced.chars();
-    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
-}
-
-/// A table; heads that end in ">" are right-aligned columns.
-pub(crate) fn table(out: &mut String, heads: &[&str], rows: &[Vec<impl Display>]) {
-    let class = |column: usize| if heads[column].ends_with('>') { " class=\"r\"" } else { "" };
-    out.push_str("<div class=\"scroll\"><table><thead><tr>");
-    for (column, head) in heads.iter().enumerate() {
-        let _ = write!(out, "<th{}>{}</th>", class(column), escape(head.trim_end_matches('>')));
-    }
-    out.push_str("</tr></thead><tbody>");
-    for row in rows {
-        out.push_str("<tr>");
-        for (column, cell) in row.iter().enumerate() {
-            let _ = write!(out, "<td{}>{}</td>", class(column), escape(cell));
-        }
-        out.push_str("</tr>");
-    }
-    out.push_str("</tbody></table></div>");
 }

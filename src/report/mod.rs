@@ -10,6 +10,7 @@ pub mod html;
 pub mod listener;
 pub mod machine;
 pub mod ordered;
+pub(crate) mod page;
 pub mod record;
 pub mod svg;
 pub mod table;
