@@ -24,6 +24,8 @@ pub enum Purpose {
     Control = 6,
     /// Inputs of measurements.
     Bench = 7,
+    /// Candidates of contrastive losses.
+    Contrast = 8,
 }
 
 /// A deterministic stream of random numbers.

@@ -25,6 +25,11 @@ pub fn choose_rows_with_replacement(available: usize, count: usize, seed: u64) -
     (0..count).map(|_| stream.below(available)).collect()
 }
 
+/// `count` distinct rows out of `0..available` as candidates of the contrastive loss number `draw`; capped at `available`.
+pub fn choose_candidates(available: usize, count: usize, seed: u64, draw: u64) -> Vec<usize> {
+    distinct(available, count, &mut Stream::new(seed, Purpose::Contrast, draw))
+}
+
 /// Token positions chosen before any forward pass has run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenSample {

@@ -8,7 +8,8 @@ use super::host::{Binding, CpuKernels, Kernels, ReferenceKernels};
 use crate::ops::dropout::{AppliedDropout, DropoutKey};
 use crate::ops::weightmask::{Gradients, Noise};
 use crate::ops::{
-    Elem, ViewMut, activation, attention, bias, dropout, embed, gather, gemm, loss, mapping, norm, optimizer,
+    Elem, ViewMut, activation, attention, bias, contrastive, dropout, embed, gather, gemm, loss, mapping,
+    norm, optimizer,
 };
 use crate::ops::{reduce, select, seminmf, similarity, weightmask};
 use crate::program::{DropoutSite, MaskFunction, Op, SLOT_ALIGNMENT, SlotId};
@@ -290,6 +291,36 @@ macro_rules! kernels {
                             bind.slice(*weights),
                             bind.slice_mut(*losses),
                             dstudent.map(view_mut),
+                            *accumulate,
+                        );
+                    }
+                    Op::Contrastive {
+                        x,
+                        bank,
+                        ids,
+                        bank_ids,
+                        labels,
+                        temperature,
+                        weights,
+                        losses,
+                        scales,
+                        dx,
+                        accumulate,
+                    } => {
+                        let keys = contrastive::Keys {
+                            ids: bind.ints(*ids),
+                            bank_ids: bind.ints(*bank_ids),
+                            labels: labels.map(|[rows, of_bank]| (bind.ints(rows), bind.ints(of_bank))),
+                        };
+                        contrastive::$flavour::contrastive(
+                            view(*x),
+                            view(*bank),
+                            keys,
+                            Float::from(*temperature),
+                            bind.slice(*weights),
+                            view_mut(*losses),
+                            bind.slice_mut(*scales),
+                            dx.map(view_mut),
                             *accumulate,
                         );
                     }

@@ -94,6 +94,12 @@ fn scale(
         | Op::SpanDistillation { student, teacher, temperature, .. } => {
             at_least_one(*student) * at_least_one(*teacher) * f64::from(temperature.max(1.0)).powi(2)
         }
+        // Scores are at most 1/τ, of which an error is a relative error of a probability, and log(R + K) is below 32; in the
+        // gradient the weights of the candidates sum to twice those of the losses, before the division by τ and the norm.
+        Op::Contrastive { temperature, weights, scales, .. } => {
+            let steep = f64::from(1.0 / temperature.min(1.0));
+            (32.0 + steep) * (1.0 + 4.0 * largest(*weights) * steep * largest(*scales))
+        }
         // The growth of a sum is a difference of sums that are alike, relative to one of them.
         Op::SemiNmfStart { .. } | Op::SemiNmfUpdate { .. } => 1.0,
         Op::MeanSquaredError { x, targets, .. } => (at_least_one(*x) + at_least_one(*targets)).powi(2),
@@ -140,6 +146,7 @@ fn terms(program: &Program, op: &Op, extents: &Extents) -> usize {
         Op::CrossEntropy { logits, .. } => cols(*logits),
         Op::LinearCrossEntropy { x, w, .. } => cols(*x) + rows(*w) + rows(*x),
         Op::Distillation { student, .. } => 2 * cols(*student),
+        Op::Contrastive { x, bank, .. } => cols(*x) + rows(*bank) + rows(*x),
         Op::SpanLoss { .. } => extents.longest,
         Op::SpanDistillation { .. } => 2 * extents.longest,
         Op::AbsoluteCosine { x, .. } | Op::MeanAbsolute { x, .. } => rows(*x),

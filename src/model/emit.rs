@@ -70,6 +70,47 @@ pub struct EmitOptions {
     /// The teacher of a language model's distillation is given by the output of its last sublayer, the input
     /// `teacher_hidden [T, d]`, and its logits are computed beside the student's; those of all tokens would not fit.
     pub teacher_hidden: bool,
+    /// The sentence vectors `[B, d]` are kept ([`ModelProgram::sentence`]).
+    pub sentences: bool,
+    /// Contrastive losses of the sentence vectors over banks that are inputs.
+    pub contrastive: Option<ContrastiveTerms>,
+}
+
+/// Contrastive losses of the sentence vectors: one over each of three banks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ContrastiveTerms {
+    /// Scores are divided by it.
+    pub temperature: f32,
+    /// Most rows of each bank that are candidates at once, at least 1.
+    pub bank_rows: [usize; 3],
+    /// Whether rows of the same label attract one another too.
+    pub supervised: bool,
+}
+
+/// Slots of contrastive losses.
+#[derive(Clone, Copy, Debug)]
+pub struct ContrastiveSlots {
+    /// Example of each sequence, `[B]`.
+    pub ids: SlotId,
+    /// Its label, `[B]`; negative is none.
+    pub labels: Option<SlotId>,
+    /// The banks.
+    pub banks: [BankSlots; 3],
+}
+
+/// Slots of the contrastive loss over one bank of K rows.
+#[derive(Clone, Copy, Debug)]
+pub struct BankSlots {
+    /// Normalised sentence vectors, `[K, d]`.
+    pub rows: SlotId,
+    /// Example of each, `[K]`; negative where there is none.
+    pub ids: SlotId,
+    /// Its label, `[K]`.
+    pub labels: Option<SlotId>,
+    /// What the two losses of every sequence are multiplied by, `[1, 2]`.
+    pub weights: SlotId,
+    /// Unsupervised and supervised loss of each sequence, `[B, 2]`.
+    pub losses: SlotId,
 }
 
 /// Slots the host writes before a run; absent where the program does not read them.
@@ -190,6 +231,11 @@ pub struct ModelProgram {
     pub losses: Option<SlotId>,
     /// Distillation loss of each row.
     pub distillation_losses: Option<SlotId>,
+    /// Kept sentence vectors, `[B, d]`: what the classifier reads (of BERT the pooler's output), dropout included; under a
+    /// span head the hidden state of the token that would answer for the sequence.
+    pub sentence: Option<SlotId>,
+    /// Inputs and results of the contrastive losses.
+    pub contrastive: Option<ContrastiveSlots>,
 }
 
 impl Architecture {
@@ -275,8 +321,19 @@ impl Architecture {
         }
         let program = b.finish();
         inputs.dropout_key = program.find("dropout_key");
-        let Answer { logits, losses, distillation_losses } = answer;
-        Ok(ModelProgram { program, inputs, layers, hidden, output, logits, losses, distillation_losses })
+        let Answer { logits, losses, distillation_losses, sentence, contrastive } = answer;
+        Ok(ModelProgram {
+            program,
+            inputs,
+            layers,
+            hidden,
+            output,
+            logits,
+            losses,
+            distillation_losses,
+            sentence: sentence.filter(|_| options.sentences),
+            contrastive,
+        })
     }
 
     fn check(&self, mode: Mode, options: &EmitOptions) -> Result<()> {
@@ -289,6 +346,7 @@ impl Architecture {
             let message = format!("sublayers {} to {} of {all}", part.start, part.end);
             return Err(Error::shape("part of the model", message));
         }
+        let by_sequence = matches!(self.head, Head::Classification { .. } | Head::Regression | Head::Span);
         let ends_below = options.sublayers.as_ref().is_some_and(|part| part.end < all);
         let problem = if objective && self.head == Head::Backbone {
             "a backbone without a head has no loss; name a task"
@@ -298,6 +356,10 @@ impl Architecture {
             "knowledge is measured without dropout, and of the last layer not all is computed"
         } else if options.distillation.is_some_and(|t| !(t > 0.0 && t.is_finite())) {
             "the distillation temperature must be positive"
+        } else if (options.sentences || options.contrastive.is_some()) && !by_sequence {
+            "only a model that classifies, or finds an answer, has sentence vectors"
+        } else if options.contrastive.is_some() && !objective {
+            "contrastive losses are terms beside the loss of the task"
         } else if ends_below && (objective || options.logits != Logits::None) {
             "a part of the model that ends below its last sublayer has no head"
         } else if mode.differentiates() && (!objective || options.sampled.is_some() || options.moments) {

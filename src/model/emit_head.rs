@@ -4,7 +4,7 @@
 //! through the vocabulary, and does not store their logits unless a teacher or the caller needs them.
 
 use super::Architecture;
-use super::emit::{Emitter, Logits};
+use super::emit::{BankSlots, ContrastiveSlots, Emitter, Logits};
 use super::heads::HeadParameters;
 use super::parameters::Norm;
 use crate::program::{Activation, Extent, Fused, Linear, SlotId, WeightOrder};
@@ -15,13 +15,16 @@ pub(super) struct Answer {
     pub logits: Option<SlotId>,
     pub losses: Option<SlotId>,
     pub distillation_losses: Option<SlotId>,
+    pub sentence: Option<SlotId>,
+    pub contrastive: Option<ContrastiveSlots>,
 }
 
 impl Emitter<'_> {
     /// Emits the head over `x [T, d]`, as far as the options ask for it.
     pub(super) fn head(&mut self, model: &Architecture, x: SlotId) -> Answer {
         let options = self.options;
-        if !options.loss && options.distillation.is_none() && options.logits == Logits::None {
+        let asked = options.loss || options.distillation.is_some() || options.sentences;
+        if !asked && options.logits == Logits::None {
             return Answer::default();
         }
         match model.parameters.head {
@@ -37,14 +40,22 @@ impl Emitter<'_> {
                     }
                     None => self.b.dropout("answer.dropped again", x, dropout),
                 };
+                let sentence = x;
+                let contrastive = self.sentences(sentence);
                 if let Some(norm) = norm {
                     x = self.b.layer_norm("normalised", x, norm.gamma, norm.beta, self.config.norm_epsilon);
                 }
                 let logits = self.b.linear("logits", x, classifier, Fused::default());
                 let losses = options.loss.then(|| self.sequence_loss(logits));
-                self.answer(logits, None, losses)
+                Answer { sentence: Some(sentence), contrastive, ..self.answer(logits, None, losses) }
             }
             HeadParameters::Span { dropout, transform, outputs } => {
+                let mut vectors = (None, None);
+                if options.sentences || options.contrastive.is_some() {
+                    let rows = self.answer_rows();
+                    let sentence = self.b.gather("sentence", x, rows);
+                    vectors = (Some(sentence), self.sentences(sentence));
+                }
                 let x = self.b.dropout("answer.dropped", x, dropout);
                 let x = self.transformed("answer", x, transform);
                 let logits = self.b.linear("logits", x, outputs, Fused::default());
@@ -55,13 +66,41 @@ impl Emitter<'_> {
                     let weights = self.weights(Extent::Sequences);
                     self.b.span_loss("losses", logits, [starts, ends], self.inputs.cu_seqlens, weights)
                 });
-                self.answer(logits, None, losses)
+                let (sentence, contrastive) = vectors;
+                Answer { sentence, contrastive, ..self.answer(logits, None, losses) }
             }
             HeadParameters::LanguageModel { transform, decoder, bias } => {
                 let decoder = Linear { weight: decoder, bias, order: WeightOrder::OutIn };
                 self.language_model(model, x, transform, decoder)
             }
         }
+    }
+
+    /// Keeps the sentence vectors `[B, d]` and holds them against banks, as far as the options ask for it.
+    fn sentences(&mut self, sentence: SlotId) -> Option<ContrastiveSlots> {
+        if self.options.sentences {
+            self.b.keep(sentence);
+        }
+        let terms = self.options.contrastive?;
+        let b = &mut self.b;
+        let (rows, width) = b.shape(sentence);
+        let ids = b.int_input("contrastive.ids", rows);
+        let labels = terms.supervised.then(|| b.int_input("contrastive.labels", rows));
+        let names = ["pretrained", "finetuned", "snapshots"];
+        let bank = |which: usize| {
+            let name = |part: &str| format!("{}.{part}", names[which]);
+            let extent = Extent::Fixed(terms.bank_rows[which]);
+            let bank = b.input(name("bank"), extent, width);
+            let bank_ids = b.int_input(name("ids"), extent);
+            let bank_labels = terms.supervised.then(|| b.int_input(name("labels"), extent));
+            let weights = b.input(name("weights"), Extent::Fixed(1), 2);
+            let pair = labels.zip(bank_labels).map(|(of_rows, of_bank)| [of_rows, of_bank]);
+            let keys = [ids, bank_ids];
+            let losses =
+                b.contrastive(&name("losses"), sentence, bank, keys, pair, terms.temperature, weights);
+            BankSlots { rows: bank, ids: bank_ids, labels: bank_labels, weights, losses }
+        };
+        Some(ContrastiveSlots { ids, labels, banks: [0, 1, 2].map(bank) })
     }
 
     fn sequence_loss(&mut self, logits: SlotId) -> SlotId {
@@ -158,7 +197,7 @@ impl Emitter<'_> {
         if kept {
             self.b.keep(logits);
         }
-        Answer { logits: kept.then_some(logits), losses, distillation_losses }
+        Answer { logits: kept.then_some(logits), losses, distillation_losses, ..Answer::default() }
     }
 
     fn labels(&mut self, rows: Extent) -> SlotId {

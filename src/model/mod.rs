@@ -37,7 +37,10 @@ pub use self::compact::EmptySublayers;
 pub use self::config::{
     DropoutProbabilities, Family, LayerShape, ModelConfig, NormOrder, Sublayer, positions,
 };
-pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, SampledTaps};
+pub use self::emit::{
+    BankSlots, ContrastiveSlots, ContrastiveTerms, EmitOptions, Inputs, LayerSlots, Logits, ModelProgram,
+    SampledTaps,
+};
 pub use self::emit_sublayer::SublayerEmitter;
 pub use self::heads::{Head, HeadParameters};
 pub use self::hub::resolve;

@@ -6,6 +6,7 @@
 pub mod activation;
 pub mod attention;
 pub mod bias;
+pub mod contrastive;
 pub mod dropout;
 pub mod embed;
 pub mod gather;

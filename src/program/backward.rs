@@ -257,7 +257,8 @@ impl Builder {
             | Op::MeanSquaredError { .. }
             | Op::SpanLoss { .. }
             | Op::Distillation { .. }
-            | Op::SpanDistillation { .. } => {}
+            | Op::SpanDistillation { .. }
+            | Op::Contrastive { .. } => {}
             // Measurements of activations; nothing is differentiated through them.
             Op::AbsoluteCosine { .. }
             | Op::ProfileDistance { .. }

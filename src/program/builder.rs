@@ -544,6 +544,38 @@ impl Builder {
         losses
     }
 
+    /// Contrastive loss of the directions of `x [R, d]` over the bank `[K, d]`; `ids` and `labels` are those of the queries and
+    /// of the bank. Returns the losses `[R, 2]`.
+    pub fn contrastive(
+        &mut self,
+        name: &str,
+        x: SlotId,
+        bank: SlotId,
+        [ids, bank_ids]: [SlotId; 2],
+        labels: Option<[SlotId; 2]>,
+        temperature: f32,
+        weights: SlotId,
+    ) -> SlotId {
+        let (rows, _) = self.shape(x);
+        let losses = self.slot(name, rows, 2, Element::Float, Storage::Output);
+        let scales = self.temporary(format!("{name}.scales"), rows, 1);
+        let (dx, accumulate) = self.loss_gradient(x);
+        self.push(Op::Contrastive {
+            x,
+            bank,
+            ids,
+            bank_ids,
+            labels,
+            temperature,
+            weights,
+            losses,
+            scales,
+            dx,
+            accumulate,
+        });
+        losses
+    }
+
     /// Gradient slot of a parameter, if the mode wants it and the parameter is trained.
     pub(crate) fn parameter_gradient(&mut self, slot: SlotId) -> Option<SlotId> {
         let Storage::Parameter(id) = self.program.slot(slot).storage else {

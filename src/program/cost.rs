@@ -63,6 +63,11 @@ pub fn of_op(program: &Program, op: &Op, extents: &Extents) -> Cost {
             let products = 1 + u64::from(dx.is_some()) + u64::from(dw.is_some());
             2 * products * rows * size(*w)
         }
+        Op::Contrastive { x, bank, dx, .. } => {
+            let rows = extents.of(program.slot(*x).rows) as u64;
+            let candidates = rows + extents.of(program.slot(*bank).rows) as u64;
+            2 * (1 + u64::from(dx.is_some())) * candidates * size(*x)
+        }
         Op::Attention { q, .. } => attention(*q, 2),
         // Recomputed scores, dP, dV, dQ, dK.
         Op::AttentionBackward { q, .. } => attention(*q, 5),

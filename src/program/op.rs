@@ -218,6 +218,22 @@ pub enum Op {
         dstudent: Option<SlotId>,
         accumulate: bool,
     },
+    /// Contrastive loss of the directions of `x [R, d]` over a bank `[K, d]` and over one another: `losses [R, 2]` for the
+    /// positives of the same example (`ids [R]`, `bank_ids [K]`, a negative one being no row) and of the same label
+    /// (`labels [R]` and `[K]`), `weights [1, 2]`; `scales [R, 1]` receives 1/‖x‖. The gradient accumulates when told to.
+    Contrastive {
+        x: SlotId,
+        bank: SlotId,
+        ids: SlotId,
+        bank_ids: SlotId,
+        labels: Option<[SlotId; 2]>,
+        temperature: f32,
+        weights: SlotId,
+        losses: SlotId,
+        scales: SlotId,
+        dx: Option<SlotId>,
+        accumulate: bool,
+    },
     /// Zeroes the whole gradient block.
     ZeroGradients,
     /// `norm [1, 2] = [‖gradients‖₂ over trained parameters, min(1, max_norm / (norm + 1e-6))]`; over the scores of
@@ -389,6 +405,24 @@ impl Op {
                 all(Write, &[some(*losses)]);
                 all(write_or_update(*accumulate), &[*dstudent]);
             }
+            Op::Contrastive {
+                x,
+                bank,
+                ids,
+                bank_ids,
+                labels,
+                weights,
+                losses,
+                scales,
+                dx,
+                accumulate,
+                ..
+            } => {
+                all(Read, &[some(*x), some(*bank), some(*ids), some(*bank_ids), some(*weights)]);
+                all(Read, &labels.map_or([None; 2], |labels| labels.map(some)));
+                all(Write, &[some(*losses), some(*scales)]);
+                all(write_or_update(*accumulate), &[*dx]);
+            }
             Op::ZeroGradients => {}
             Op::ClipFactor { norm, .. } => all(Write, &[some(*norm)]),
             Op::AdamW { hyper, norm, .. } => all(Read, &[some(*hyper), some(*norm)]),
@@ -452,6 +486,7 @@ impl Op {
             Op::SpanLoss { .. } => "span_loss",
             Op::Distillation { .. } => "distillation",
             Op::SpanDistillation { .. } => "span_distillation",
+            Op::Contrastive { .. } => "contrastive",
             Op::ZeroGradients => "zero_gradients",
             Op::ClipFactor { .. } => "clip_factor",
             Op::AdamW { .. } => "adamw",

@@ -129,6 +129,25 @@ fn shapes(program: &Program, op: &Op) -> Result<(), String> {
             }
             Ok(())
         }
+        Op::Contrastive { x, bank, ids, bank_ids, labels, weights, losses, dx, .. } => {
+            let (rows, banked) = (slot(*x).rows, slot(*bank).rows);
+            if slot(*bank).cols != slot(*x).cols {
+                return Err(format!("{} has not the columns of {}", slot(*bank).name, slot(*x).name));
+            }
+            let [labels, bank_labels] = labels.map_or([None; 2], |pair| pair.map(Some));
+            let lists =
+                [(Some(*ids), rows), (labels, rows), (Some(*bank_ids), banked), (bank_labels, banked)];
+            for (list, rows) in lists {
+                let Some(list) = list.map(slot) else { continue };
+                if list.element != Element::Int || list.rows != rows {
+                    return Err(format!("{} does not number {rows:?} rows", list.name));
+                }
+            }
+            if slot(*weights).cols != 2 || slot(*losses).cols != 2 || slot(*losses).rows != rows {
+                return Err(format!("{} does not hold two losses a query", slot(*losses).name));
+            }
+            dx.map_or(Ok(()), |dx| same(dx, *x))
+        }
         Op::Add { x, y } | Op::Dropout { x, y, .. } => same(*x, *y),
         Op::Gather { x, rows, y } | Op::ScatterAdd { dy: y, rows, dx: x, .. } => {
             if slot(*rows).element != Element::Int || slot(*rows).rows != slot(*y).rows {

@@ -11,6 +11,7 @@
 pub mod calibrate;
 pub mod cholesky;
 pub mod clustering;
+pub mod contrastive;
 pub mod cost;
 pub mod dual_cp;
 pub mod importance;

@@ -14,7 +14,7 @@ use super::checkpoint::{self, Progress as Place};
 use super::recipe::Recipe;
 use super::trainer::{StepReport, Trainer};
 use crate::data::batcher::{BatchSize, TrainOptions};
-use crate::data::{Dataset, Step, Task, TrainBatcher};
+use crate::data::{Cursor, Dataset, Step, Task, TrainBatcher};
 use crate::error::{Error, Result};
 use crate::eval::TaskMetrics;
 use crate::eval::evaluate::Evaluator;
@@ -116,6 +116,26 @@ pub trait Stepper {
     fn run(&mut self, session: &mut Session, data: &Dataset, step: &Step) -> Result<StepReport>;
     /// Blocks that a checkpoint holds, by their names in it.
     fn blocks(&self) -> &'static [(&'static str, Block)];
+    /// Prepares for the epoch whose first step comes next; what it leaves in `folder`, that of the checkpoints, is for
+    /// [`Stepper::restore`].
+    fn begin_epoch(
+        &mut self,
+        _: &mut Session,
+        _data: &Dataset,
+        _epoch: u64,
+        _folder: Option<&Path>,
+        _: &Progress,
+    ) -> Result<()> {
+        Ok(())
+    }
+    /// Takes back from `folder` what earlier epochs left there, for a run that continues at `place`.
+    fn restore(&mut self, _folder: &Path, _place: Cursor) -> Result<()> {
+        Ok(())
+    }
+    /// What it will hold beside the executor's memory, in bytes, and what that is.
+    fn held_bytes(&self) -> Option<(&'static str, usize)> {
+        None
+    }
     /// Brings the parameters to the state that is evaluated and returned.
     fn settle(&mut self, _: &mut Session) -> Result<()> {
         Ok(())
@@ -143,6 +163,13 @@ pub struct RunSize {
     pub epoch_steps: u64,
     /// Largest micro-batch.
     pub capacity: Extents,
+}
+
+impl RunSize {
+    /// Epochs, the last of which may be cut short.
+    pub fn epochs(&self) -> u64 {
+        self.total_steps.div_ceil(self.epoch_steps.max(1))
+    }
 }
 
 /// Runs training to its end. `evaluation`: data and task of the evaluation after each epoch, if any.
@@ -196,6 +223,9 @@ pub fn drive<S: Stepper>(
         None => None,
     };
     memory.add("gradients, moments, activations and inputs", session.host_bytes() - held);
+    if let Some((part, bytes)) = trainer.held_bytes() {
+        memory.add(part, bytes);
+    }
     let block_len = session.model().layout().block_len();
     // For a moment: what is hashed, saved, or taken back from the executor.
     memory.add("a copy of the parameters", 4 * block_len);
@@ -214,6 +244,7 @@ pub fn drive<S: Stepper>(
             history = serde_json::from_value(place.history)
                 .map_err(|e| Error::format(directory.join(checkpoint::FILE_NAME), e.to_string()))?;
             trainer.seek(place.step, place.draw);
+            trainer.restore(directory, place.cursor)?;
             batcher.seek(place.cursor)?;
             best = restore_best(directory, task, &history)?;
             progress.note(format!("resuming after step {} of {total_steps}", place.step));
@@ -270,6 +301,17 @@ pub fn drive<S: Stepper>(
             continue;
         }
         let start = Instant::now();
+        let Cursor { epoch, step: first } = batcher.cursor();
+        if first == 0 {
+            let folder = options.checkpoints.as_deref();
+            match trainer.begin_epoch(session, data, epoch, folder, progress) {
+                Err(Error::Interrupted(_)) => {
+                    save(session, &trainer, &batcher, &history)?;
+                    return Err(stopped(trainer.step(), total_steps, options));
+                }
+                other => other?,
+            }
+        }
         let step = batcher.next_step();
         let report = trainer.run(session, data, &step)?;
         history.seconds += start.elapsed().as_secs_f64();

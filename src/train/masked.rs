@@ -10,11 +10,15 @@
 
 use std::sync::Arc;
 
+use std::path::Path;
+
+use super::contrast::{self, Contrast};
 use super::finetune::{RunSize, Stepper};
 use super::recipe::Recipe;
+use super::teacher::Teacher;
 use super::trainer::{StepReport, fill_step};
 use super::update::zero_gradients;
-use crate::data::{Batch, Dataset, Step, Targets, Task};
+use crate::data::{Batch, Cursor, Dataset, Step, Targets, Task, TaskKind};
 use crate::error::{Error, Result};
 use crate::exec::{Block, ProgramId};
 use crate::model::{Architecture, EmitOptions, Model, WeightMask, WeightMasks};
@@ -22,6 +26,7 @@ use crate::ops::weightmask::hard_concrete_shift;
 use crate::program::{
     Builder, Extent, Extents, MaskFunction, Mode, Op, Parameter, ParameterLayout, Program, SlotId,
 };
+use crate::progress::Progress;
 use crate::prune::sparse::{Budget, Head, MaskPlan, Method, Options, Profile};
 use crate::session::{Prepared, Session, Weighting};
 
@@ -138,8 +143,9 @@ pub struct MaskedTrainer {
     recipe: Recipe,
     options: Options,
     plan: MaskPlan,
-    /// Outputs of the teacher for each row of the training data.
-    teacher: Option<Arc<Vec<Vec<f32>>>>,
+    /// What the teacher says of each row of the training data.
+    teacher: Option<Arc<Teacher>>,
+    contrast: Option<Contrast>,
     seed: u64,
     train: Prepared,
     programs: Programs,
@@ -148,7 +154,7 @@ pub struct MaskedTrainer {
     settled: ProgramId,
     means: Option<ProgramId>,
     update: ProgramId,
-    total_steps: u64,
+    size: RunSize,
     step: u64,
     draw: u64,
     /// Fraction of the masked weights that the last masks kept; not known of noisy ones.
@@ -160,14 +166,14 @@ pub struct MaskedTrainer {
 
 impl MaskedTrainer {
     /// Prepares the programs and the blocks of weights and scores. The session's model must have gone through
-    /// [`prepare_model`]; `teacher` are a teacher's outputs for each row of the data, as the options' distillation wants
-    /// them.
+    /// [`prepare_model`]; `teacher` is what a teacher says of each row of the data, as the options' distillation and
+    /// contrastive terms want it.
     pub fn new(
         session: &mut Session,
         recipe: &Recipe,
         options: &Options,
         task: &Task,
-        teacher: Option<Arc<Vec<Vec<f32>>>>,
+        teacher: Option<Arc<Teacher>>,
         seed: u64,
         size: RunSize,
     ) -> Result<MaskedTrainer> {
@@ -182,7 +188,17 @@ impl MaskedTrainer {
         let one_number = architecture.head == crate::model::Head::Regression;
         let distillation =
             options.distillation.filter(|_| !one_number).map(|distillation| distillation.temperature as f32);
-        let emit = EmitOptions { loss: true, distillation, ..EmitOptions::default() };
+        let supervised = task.kind == TaskKind::Classification;
+        let (rows, epochs) = (size.capacity.sequences, size.epochs());
+        let contrastive = options.contrast.map(|options| contrast::terms(&options, supervised, rows, epochs));
+        let contrast = match (&options.contrast, &teacher) {
+            (Some(options), Some(teacher)) => {
+                Some(Contrast::new(options, supervised, teacher.clone(), seed, size.capacity.tokens)?)
+            }
+            (Some(_), None) => return Err(Error::usage("contrastive pruning needs a teacher")),
+            (None, _) => None,
+        };
+        let emit = EmitOptions { loss: true, distillation, contrastive, ..EmitOptions::default() };
         let train = session.prepare(Mode::TRAIN, &emit, size.capacity)?;
         let programs = Programs::emit(&layout, options, &plan, recipe.max_gradient_norm as f32);
         let nothing = Extents::default();
@@ -198,6 +214,7 @@ impl MaskedTrainer {
             options: options.clone(),
             plan,
             teacher,
+            contrast,
             seed,
             train,
             programs,
@@ -206,7 +223,7 @@ impl MaskedTrainer {
             settled,
             means,
             update,
-            total_steps: size.total_steps,
+            size,
             step: 0,
             draw: 0,
             kept: None,
@@ -224,7 +241,7 @@ impl MaskedTrainer {
     /// λ of the next step.
     pub fn lambda(&self) -> f64 {
         let step = self.options.schedule_step(self.step);
-        self.options.lambda_at(step, self.total_steps, self.plan.schedule())
+        self.options.lambda_at(step, self.size.total_steps, self.plan.schedule())
     }
 
     /// Fraction of the masked weights that the last masks kept.
@@ -291,14 +308,15 @@ impl MaskedTrainer {
             // For one number: a·(x − y)² + b·(x − t)² has the gradient of (a + b)·(x − m)², m the weighted mean.
             let sum = task_share + teacher_share;
             let mixed = |(target, row): (&f32, &usize)| {
-                ((task_share * f64::from(*target) + teacher_share * f64::from(teacher[*row][0])) / sum) as f32
+                ((task_share * f64::from(*target) + teacher_share * f64::from(teacher.outputs[*row][0]))
+                    / sum) as f32
             };
             write(inputs.targets, &targets.iter().zip(rows).map(mixed).collect::<Vec<_>>())?;
             return write(inputs.weights, &each(sum));
         }
         write(inputs.weights, &each(task_share))?;
         write(inputs.teacher_weights, &each(teacher_share))?;
-        let outputs: Vec<f32> = rows.iter().flat_map(|&row| teacher[row].iter().copied()).collect();
+        let outputs: Vec<f32> = rows.iter().flat_map(|&row| teacher.outputs[row].iter().copied()).collect();
         write(inputs.teacher_logits, &outputs)
     }
 
@@ -330,7 +348,7 @@ impl MaskedTrainer {
         let nothing = Extents::default();
         let (program, id) = (self.programs.update.clone(), self.update);
         let penalty = self.lambda() / session.model().layout().masked().count().max(1) as f64;
-        let hyper = self.recipe.hyper(self.step, self.total_steps);
+        let hyper = self.recipe.hyper(self.step, self.size.total_steps);
         let scores = Recipe {
             learning_rate: self.options.score_learning_rate,
             weight_decay: 0.0,
@@ -341,7 +359,7 @@ impl MaskedTrainer {
         executor.write_wide(id, find(&program, "penalty"), &[penalty])?;
         executor.write_wide(id, find(&program, "hyper"), &hyper)?;
         if let Some(slot) = program.find("score hyper") {
-            executor.write_wide(id, slot, &scores.hyper(self.step, self.total_steps))?;
+            executor.write_wide(id, slot, &scores.hyper(self.step, self.size.total_steps))?;
         }
         if let Some(slot) = program.find("key") {
             executor.write_ints(id, slot, &key)?;
@@ -401,20 +419,54 @@ impl Stepper for MaskedTrainer {
             std::mem::swap(&mut self.batch, &mut self.totals[index]);
             let extents = session.feed(&self.train, &self.batch, weighting)?;
             self.feed_teacher(session, total)?;
+            if let Some(contrast) = &mut self.contrast {
+                let share = self.batch.row_count() as f64 / step.examples() as f64;
+                contrast.feed(session, &self.train, data, &self.batch, share, self.draw)?;
+            }
             session.write_dropout_key(&self.train, self.seed, self.draw)?;
             self.draw += 1;
             session.run(&self.train, &extents)?;
             loss += self.loss(session, weighting, &extents)?;
+            if let Some(contrast) = &mut self.contrast {
+                let place = || format!("at training step {}", self.step + 1);
+                loss += contrast.loss(session, &self.train, &extents, place)?;
+            }
         }
         let gradient_norm = self.update(session)?;
-        let learning_rate = self.recipe.learning_rate_at(self.step, self.total_steps);
+        let learning_rate = self.recipe.learning_rate_at(self.step, self.size.total_steps);
         self.step += 1;
         Ok(StepReport { loss, gradient_norm, learning_rate })
     }
 
+    fn begin_epoch(
+        &mut self,
+        session: &mut Session,
+        data: &Dataset,
+        epoch: u64,
+        folder: Option<&Path>,
+        progress: &Progress,
+    ) -> Result<()> {
+        if self.contrast.is_some() {
+            self.settle(session)?;
+        }
+        match &mut self.contrast {
+            Some(contrast) => contrast.begin_epoch(session, data, epoch, folder, progress),
+            None => Ok(()),
+        }
+    }
+
+    fn restore(&mut self, folder: &Path, place: Cursor) -> Result<()> {
+        self.contrast.as_mut().map_or(Ok(()), |contrast| contrast.restore(folder, place))
+    }
+
+    fn held_bytes(&self) -> Option<(&'static str, usize)> {
+        let bytes = self.contrast.as_ref()?.bytes(self.size.epochs());
+        Some(("banks of sentence vectors", bytes))
+    }
+
     fn settle(&mut self, session: &mut Session) -> Result<()> {
         let over = self.plan.value(self.options.schedule_step(self.step)) == self.plan.schedule().last;
-        let budget = match self.options.snap && (over || self.step == self.total_steps) {
+        let budget = match self.options.snap && (over || self.step == self.size.total_steps) {
             true => self.plan.exactly(self.options.keep),
             false => self.budget(session)?,
         };
@@ -438,8 +490,13 @@ impl Stepper for MaskedTrainer {
     fn identity(&self) -> String {
         let mut hash = blake3::Hasher::new();
         hash.update(format!("{:?}", self.options).as_bytes());
-        for outputs in self.teacher.iter().flat_map(|rows| rows.iter()) {
-            hash.update(bytemuck::cast_slice(outputs));
+        if let Some(teacher) = &self.teacher {
+            for outputs in &teacher.outputs {
+                hash.update(bytemuck::cast_slice(outputs));
+            }
+            if let Some(bank) = &teacher.sentences {
+                hash.update(bank.as_bytes());
+            }
         }
         hash.finalize().to_hex().to_string()
     }

@@ -4,7 +4,9 @@
 //! (seed, draw), and neither from time, thread count or the size of the micro-batches' arena. A checkpoint holds
 //! weights, moments, step, draw and data cursor, so that an interrupted run continues to the same bits.
 
+pub mod banks;
 pub mod checkpoint;
+pub mod contrast;
 pub mod finetune;
 pub mod masked;
 pub mod recipe;

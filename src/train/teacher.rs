@@ -4,6 +4,7 @@
 //! spans, the logits of the classes for everything else. A teacher must number the classes as the task does, which is
 //! checked by their names, and read the same tokens.
 
+use super::banks::{Bank, Encoder};
 use crate::data::{Dataset, Task, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval::evaluate::Evaluator;
@@ -55,16 +56,43 @@ pub fn check_tokens(teacher: &Tokenizer, student: &Tokenizer) -> Result<()> {
     )))
 }
 
-/// The teacher's outputs for every row of the data, in order.
-pub fn outputs(
+/// Fails where the sentence vectors of the teacher cannot be compared with the student's.
+pub fn check_width(teacher: &ModelConfig, student: &ModelConfig) -> Result<()> {
+    let (theirs, ours) = (teacher.embedding_size, student.embedding_size);
+    if theirs == ours {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "the teacher's sentence vectors have {theirs} numbers, the student's {ours}: contrastive pruning compares them, so \
+         teacher and student need the same hidden size"
+    )))
+}
+
+/// What a teacher says of every row of the data, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Teacher {
+    /// Its outputs.
+    pub outputs: Vec<Vec<f32>>,
+    /// Its sentence vectors, where they were asked for.
+    pub sentences: Option<Bank>,
+}
+
+/// Asks a teacher for its outputs and, where `sentences` says so, for its sentence vectors.
+pub fn ask(
     model: Model,
     device: Device,
     task: &Task,
     data: &Dataset,
     token_budget: usize,
+    sentences: bool,
     progress: &Progress,
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Teacher> {
     let mut session = Session::new(model, device)?;
     let mut evaluator = Evaluator::new(&mut session, task, data, token_budget, false)?;
-    Ok(evaluator.outputs(&mut session, task, data, "asking the teacher", progress)?.0)
+    let (outputs, _) = evaluator.outputs(&mut session, task, data, "asking the teacher", progress)?;
+    let sentences = match sentences {
+        true => Some(Encoder::new(&mut session, data, token_budget)?.fill(&mut session, data, progress)?),
+        false => None,
+    };
+    Ok(Teacher { outputs, sentences })
 }

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use secateur::model::{Head, Model, ModelConfig};
 use serde_json::Value;
 
 use crate::train::{assert_whole_model, failure, pretrained, run, text};
@@ -134,6 +135,63 @@ fn a_teacher_must_be_of_the_same_task() {
     fixture.refused(&more, "numbers its classes");
     // A model without a head for the task is no teacher.
     fixture.refused(&[&SMP[..], &WORDS, &["--teacher", model]].concat(), "the teacher");
+}
+
+/// A classifier of the fixture's task, twice as wide as its model.
+fn wide_classifier(fixture: &Fixture, narrow: &Path) -> PathBuf {
+    let out = fixture.path("wide");
+    let text = std::fs::read_to_string(narrow.join("config.json")).unwrap();
+    let mut fields: Value = serde_json::from_str(&text).unwrap();
+    fields["hidden_size"] = 32.into();
+    let Value::Object(fields) = fields else { unreachable!("a JSON object") };
+    let config = ModelConfig::from_json(fields, Path::new("config.json")).unwrap();
+    Model::from_config(config, Head::Classification { labels: 2 }, 1).unwrap().save(&out).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(narrow.join(name), out.join(name)).unwrap();
+    }
+    out
+}
+
+#[test]
+fn contrastive_pruning_learns_from_a_teacher_of_its_width() {
+    let fixture = Fixture::new();
+    let cap = |method: &'static str| ["--method", method, "--keep-weights", "0.3"];
+    fixture.refused(&cap("cap-m"), "--teacher");
+    fixture.refused(&cap("cap-soft"), "--teacher");
+    let teacher = fixture.path("teacher");
+    let data = text(&fixture.data);
+    let mut tune = vec!["finetune", "--model", text(&fixture.model), "--task", "table", "--data", data];
+    tune.extend(["--out", text(&teacher), "--epochs", "1"]);
+    run(&tune);
+    let taught = |method, more: &[&'static str]| {
+        let mut all: Vec<String> = cap(method).map(String::from).to_vec();
+        all.extend(["--teacher", text(&teacher)].map(String::from));
+        all.extend(more.iter().map(|option| option.to_string()));
+        all
+    };
+    for method in ["cap-m", "cap-soft"] {
+        let arguments = taught(method, &["--extra-candidates", "12"]);
+        let (out, record) =
+            fixture.sparsify(method, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_whole_model(&out);
+        let choices = &record["method"]["choices"];
+        assert_eq!(choices["contrastive-weights"]["value"], "0.1,10");
+        assert_eq!(choices["extra-candidates"]["value"], "12");
+        assert!(choices["distillation"]["value"].as_str().unwrap().starts_with("0.1 task, 0.9 teacher"));
+        let evaluated = run(&["evaluate", "--model", text(&out), "--task", "table", "--data", data]);
+        assert_eq!(evaluated["evaluations"][0]["metrics"], record["evaluations"][0]["metrics"], "{method}");
+    }
+    let refused = |arguments: Vec<String>, part| {
+        fixture.refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), part);
+    };
+    refused(taught("cap-m", &["--contrastive-weights", "1"]), "two numbers");
+    refused(taught("cap-m", &["--contrastive-weights=-1,0"]), "at least 0");
+    refused(taught("cap-m", &["--contrastive-temperature", "0"]), "positive");
+    refused(taught("cap-m", &["--lambda", "3"]), "belongs to");
+    refused(taught("movement", &["--extra-candidates", "3"]), "belong to");
+    let wide = wide_classifier(&fixture, &teacher);
+    let arguments = [&cap("cap-m")[..], &["--teacher", text(&wide)]].concat();
+    fixture.refused(&arguments, "same hidden size");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod support;
 
 mod calibration;
+mod contrast;
 mod emulated;
 mod gradients;
 mod knowledge;

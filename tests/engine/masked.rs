@@ -16,6 +16,7 @@ use secateur::session::{Device, Session, Weighting};
 use secateur::train::Recipe;
 use secateur::train::finetune::{self, History, RunSize, Stepper};
 use secateur::train::masked::{self, MaskedTrainer};
+use secateur::train::teacher::Teacher;
 
 use crate::models;
 use crate::support::numbers::Random;
@@ -78,7 +79,7 @@ fn run(
     let teacher = options.distillation.map(|_| {
         let mut random = Random(3);
         let row = |_| vec![random.normal() as f32, random.normal() as f32];
-        Arc::new((0..data.examples.len()).map(row).collect::<Vec<_>>())
+        Arc::new(Teacher { outputs: (0..data.examples.len()).map(row).collect(), sentences: None })
     });
     let make = |session: &mut Session, size| {
         MaskedTrainer::new(session, &recipe, options, &task, teacher, run.seed, size)

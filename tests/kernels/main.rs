@@ -6,6 +6,7 @@ mod support;
 mod activation;
 mod attention;
 mod common;
+mod contrastive;
 mod cuda_attention;
 mod cuda_convert;
 mod cuda_gemm;

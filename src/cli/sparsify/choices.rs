@@ -1,7 +1,7 @@
 //! Options of `secateur sparsify`, and what they resolve to under a profile.
 
 use clap::{Args, ValueEnum};
-use secateur::data::Task;
+use secateur::data::{Task, TaskKind};
 use secateur::model::Family;
 use secateur::prune::sparse::options::Setting;
 use secateur::prune::sparse::{Curve, Head, Masking, Method, Options, Profile};
@@ -58,9 +58,20 @@ pub struct Choices {
     /// SMP: the word of each class, in class order (spans: start and end). Default: the published ones of the task.
     #[arg(long, value_name = "WORD,…", value_delimiter = ',')]
     pub label_words: Option<Vec<String>>,
-    /// Learn from this fine-tuned model's logits as well (weights ½ and ½, temperature 2).
+    /// Learn from this fine-tuned model's logits as well (weights ½ and ½, temperature 2). cap-m and cap-soft need it: they
+    /// learn from its sentence vectors too (weights 0.1 and 0.9).
     #[arg(long, value_name = "DIR")]
     pub teacher: Option<String>,
+    /// cap-m, cap-soft: weights of the contrastive losses, of the same example and of the same class. Default: 0.1,10;
+    /// of SQuAD 0.5,0.
+    #[arg(long, value_name = "EXAMPLE,CLASS", value_delimiter = ',', num_args = 1)]
+    pub contrastive_weights: Option<Vec<f64>>,
+    /// cap-m, cap-soft: temperature of the contrastive losses. Default: 0.1.
+    #[arg(long, value_name = "TAU")]
+    pub contrastive_temperature: Option<f64>,
+    /// cap-m, cap-soft: sentence vectors of each bank that a batch is compared with beside its own. Default: 4096.
+    #[arg(long, value_name = "N")]
+    pub extra_candidates: Option<usize>,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +86,11 @@ pub enum MethodName {
     Magnitude,
     /// Hard concrete masks (Louizos et al., ICLR 2018).
     L0,
+    /// Movement with contrastive terms: the sentence vectors stay near those of the pre-trained model, of the teacher and of
+    /// earlier epochs (CAP, AAAI 2022). Needs --teacher.
+    CapM,
+    /// Soft movement with the same.
+    CapSoft,
 }
 
 impl From<MethodName> for Method {
@@ -85,6 +101,8 @@ impl From<MethodName> for Method {
             MethodName::SoftMovement => Method::SoftMovement,
             MethodName::Magnitude => Method::Magnitude,
             MethodName::L0 => Method::L0,
+            MethodName::CapM => Method::CapMovement,
+            MethodName::CapSoft => Method::CapSoftMovement,
         }
     }
 }
@@ -155,8 +173,12 @@ impl Choices {
         };
         options.prune_steps = self.prune_steps.or(options.prune_steps);
         if let Some(lambda) = self.lambda {
-            let regularised = !matches!(method, Method::Movement | Method::Magnitude);
-            only(!regularised, "--lambda", "the methods with a regulariser: smp, soft-movement, l0")?;
+            let regularised = !matches!(method, Method::Movement | Method::Magnitude | Method::CapMovement);
+            only(
+                !regularised,
+                "--lambda",
+                "the methods with a regulariser: smp, soft-movement, cap-soft, l0",
+            )?;
             if !(lambda >= 0.0 && lambda.is_finite()) {
                 return Err(Error::usage(format!("--lambda must be at least 0, not {lambda}")));
             }
@@ -194,7 +216,41 @@ impl Choices {
         if self.trained_head {
             options.head = Head::Trained;
         }
+        self.resolve_contrast(&mut options, task)?;
         Ok(options)
+    }
+
+    fn resolve_contrast(&self, options: &mut Options, task: &Task) -> Result<()> {
+        let given = self.contrastive_weights.is_some()
+            || self.contrastive_temperature.is_some()
+            || self.extra_candidates.is_some();
+        let Some(contrast) = &mut options.contrast else {
+            return match given {
+                true => Err(Error::usage(
+                    "--contrastive-weights, --contrastive-temperature and --extra-candidates belong to --method cap-m and \
+                     cap-soft",
+                )),
+                false => Ok(()),
+            };
+        };
+        let classes = task.kind == TaskKind::Classification;
+        match self.contrastive_weights.as_deref() {
+            None if !classes => contrast.supervised_weight = 0.0,
+            None => {}
+            Some(&[example, class]) if classes || class == 0.0 => {
+                (contrast.unsupervised_weight, contrast.supervised_weight) = (example, class);
+            }
+            Some([_, class]) => {
+                return Err(Error::usage(format!(
+                    "--contrastive-weights: the task {} has no classes, so the second weight must be 0, not {class}",
+                    task.name
+                )));
+            }
+            Some(_) => return Err(Error::usage("--contrastive-weights takes two numbers: EXAMPLE,CLASS")),
+        }
+        contrast.temperature = self.contrastive_temperature.unwrap_or(contrast.temperature);
+        contrast.extra = self.extra_candidates.unwrap_or(contrast.extra);
+        contrast.check()
     }
 
     /// The same for the record, each marked where it was given.
@@ -233,6 +289,14 @@ impl Choices {
         if let Some(distillation) = options.distillation {
             let (a, b, t) = (distillation.task_weight, distillation.teacher_weight, distillation.temperature);
             set("distillation", format!("{a} task, {b} teacher, temperature {t}"), false);
+        }
+        if let Some(contrast) = &options.contrast {
+            let weights = format!("{},{}", contrast.unsupervised_weight, contrast.supervised_weight);
+            set("contrastive-weights", weights, self.contrastive_weights.is_some());
+            let temperature = contrast.temperature.to_string();
+            set("contrastive-temperature", temperature, self.contrastive_temperature.is_some());
+            set("extra-candidates", contrast.extra.to_string(), self.extra_candidates.is_some());
+            set("rests", format!("{:?}", options.rests), false);
         }
         record
     }

@@ -7,8 +7,8 @@ use crate::exec::Block;
 use crate::launch::{ElementType, Matrix, Pointer, Queue, or_null};
 use crate::ops::optimizer::cuda::Blocks;
 use crate::ops::{
-    activation, attention, bias, dropout, embed, gather, gemm, loss, mapping, norm, optimizer, reduce,
-    select, seminmf, similarity, weightmask,
+    activation, attention, bias, contrastive, dropout, embed, gather, gemm, loss, mapping, norm, optimizer,
+    reduce, select, seminmf, similarity, weightmask,
 };
 use crate::program::{MaskFunction, Op};
 
@@ -248,6 +248,37 @@ pub fn dispatch(op: &Op, bind: &Binding<'_>, tables: Tables, queue: &mut Queue) 
                 vector(*weights),
                 vector(*losses),
                 dstudent.map(matrix),
+                *accumulate,
+            );
+        }
+        Op::Contrastive {
+            x,
+            bank,
+            ids: of_rows,
+            bank_ids,
+            labels,
+            temperature,
+            weights,
+            losses,
+            scales,
+            dx,
+            accumulate,
+        } => {
+            let keys = contrastive::cuda::Keys {
+                ids: ints(*of_rows),
+                bank_ids: ints(*bank_ids),
+                labels: labels.map(|[of_rows, of_bank]| (ints(of_rows), ints(of_bank))),
+            };
+            contrastive::cuda::contrastive(
+                queue,
+                matrix(*x),
+                matrix(*bank),
+                keys,
+                *temperature,
+                vector(*weights),
+                matrix(*losses),
+                vector(*scales),
+                dx.map(matrix),
                 *accumulate,
             );
         }

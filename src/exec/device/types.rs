@@ -69,6 +69,7 @@ fn constraints(program: &Program, op: &Op) -> (Vec<SlotId>, Vec<SlotId>) {
         }
         Op::Dropout { x, y, .. } | Op::Gather { x, y, .. } | Op::Add { x, y } => (vec![], vec![*x, *y]),
         Op::ScatterAdd { dy, dx, .. } => (vec![], vec![*dy, *dx]),
+        Op::Contrastive { x, losses, scales, dx, .. } => (vec![*losses, *scales], list(&[some(*x), *dx])),
         Op::LinearCrossEntropy { x, losses, dx, .. } => (vec![*losses], list(&[some(*x), *dx])),
         Op::AbsoluteCosine { out, .. }
         | Op::MeanAbsolute { out, .. }

@@ -8,7 +8,7 @@ use crate::ops::{View, ViewMut, scratch};
 
 simd_fn! {
     /// (max z, Σ exp(scale·(z − max z))).
-    pub(super) fn softmax_sums<I>(z: &[f32], scale: f32) -> (f32, f32) {
+    pub(in crate::ops) fn softmax_sums<I>(z: &[f32], scale: f32) -> (f32, f32) {
         let max = maximum(z);
         (max, sum_of(z, |z| exp::<I>(scale * (z - max))))
     }
@@ -31,7 +31,7 @@ simd_fn! {
 
 simd_fn! {
     /// [`softmax_gradient`] in place.
-    pub(super) fn softmax_in_place<I>(z: &mut [f32], max: f32, factor: f32) {
+    pub(in crate::ops) fn softmax_in_place<I>(z: &mut [f32], max: f32, factor: f32) {
         for z in z.iter_mut() {
             *z = factor * exp::<I>(*z - max);
         }

@@ -9,6 +9,7 @@
 //! | soft movement | σ(S) > τ | weights and scores | straight through | mean σ(S), ramped |
 //! | magnitude | top-k of abs(W) | weights | none | none |
 //! | L0 (Louizos et al. 2018) | hard concrete | weights and scores | exact | mean σ(S + shift) |
+//! | CAP-m, CAP-soft (Xu et al. 2022) | as movement, soft movement | as those | as those | as those, and contrastive terms |
 //!
 //! `options` holds the profiles, `schedule` what changes with the step, `fractions` SMP-S's shares of the budget,
 //! `masking` the counts and thresholds of one step, `label_words` the words that answer for classes, `search` the weight

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::Family;
 use crate::ops::weightmask::MaskFunction;
 use crate::program::AdamWForm;
+use crate::prune::contrastive;
 
 /// Which method.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -26,6 +27,17 @@ pub enum Method {
     Magnitude,
     /// L0 regularisation with hard concrete masks.
     L0,
+    /// CAP-m: movement pruning with contrastive terms.
+    CapMovement,
+    /// CAP-soft: soft movement pruning with contrastive terms.
+    CapSoftMovement,
+}
+
+impl Method {
+    /// Whether contrastive terms belong to it.
+    pub fn is_contrastive(self) -> bool {
+        matches!(self, Method::CapMovement | Method::CapSoftMovement)
+    }
 }
 
 /// Where choices come from.
@@ -81,6 +93,20 @@ impl Distillation {
     /// α = ½ each, T = 2: all of these papers.
     pub const PUBLISHED: Distillation =
         Distillation { task_weight: 0.5, teacher_weight: 0.5, temperature: 2.0 };
+    /// CAP's weights.
+    pub const CONTRASTIVE: Distillation =
+        Distillation { task_weight: 0.1, teacher_weight: 0.9, temperature: 2.0 };
+}
+
+/// λ of CAP-soft's released scripts, by task and by the sparsity they are for (90 % and 97 %); other sentence tasks take
+/// MNLI's.
+fn contrastive_lambda(keep: f64, task: &str) -> f64 {
+    let [tenth, thirtieth] = match task {
+        "qqp" => [190.0, 550.0],
+        _ if task.starts_with("squad") => [600.0, 2000.0],
+        _ => [290.0, 680.0],
+    };
+    if keep < 0.1 { thirtieth } else { tenth }
 }
 
 /// What the profiles depend on.
@@ -136,6 +162,8 @@ pub struct Options {
     pub distillation: Option<Distillation>,
     /// Whether a global ranking keeps one more than asked, as movement's code does.
     pub extra_global_survivor: bool,
+    /// Contrastive terms, which need a teacher.
+    pub contrast: Option<contrastive::Options>,
 }
 
 /// Steps after which the schedule of SMP's code is over before the training is.
@@ -153,6 +181,12 @@ impl Options {
             return Err(Error::usage(format!(
                 "the fraction of weights to keep must be above 0 and at most 1, not {keep}"
             )));
+        }
+        if method.is_contrastive() && !distilled {
+            return Err(Error::usage(
+                "contrastive pruning (cap-m, cap-soft) needs a teacher: the fine-tuned model whose answers and sentence \
+                 vectors it learns from (--teacher DIR)",
+            ));
         }
         let squad = task.starts_with("squad");
         let base = Options {
@@ -178,6 +212,22 @@ impl Options {
             snap: false,
             distillation: distilled.then_some(Distillation::PUBLISHED),
             extra_global_survivor: profile == Profile::Authors && method == Method::Movement,
+            contrast: None,
+        };
+        let soft = Options {
+            masking: Masking::Threshold,
+            lambda: 400.0,
+            ramp: Ramp::Threshold,
+            least_survivors: 0.005,
+            ..base.clone()
+        };
+        // CAP's code warms up over a fixed number of steps, about a tenth of its trainings.
+        let contrasting = |base: Options| Options {
+            warmup_steps: (profile == Profile::Authors).then_some(if squad { 5400 } else { 11_000 }),
+            rests: if squad { [1, 2] } else { [2, 3] },
+            distillation: Some(Distillation::CONTRASTIVE),
+            contrast: Some(contrastive::Options::unstructured(squad)),
+            ..base
         };
         Ok(match method {
             Method::Smp => Options {
@@ -195,13 +245,11 @@ impl Options {
                 ..base
             },
             Method::Movement | Method::Magnitude => base,
-            Method::SoftMovement => Options {
-                masking: Masking::Threshold,
-                lambda: 400.0,
-                ramp: Ramp::Threshold,
-                least_survivors: 0.005,
-                ..base
-            },
+            Method::SoftMovement => soft,
+            Method::CapMovement => contrasting(base),
+            Method::CapSoftMovement => {
+                contrasting(Options { lambda: contrastive_lambda(keep, task), ..soft })
+            }
             Method::L0 => Options {
                 masking: Masking::HardConcrete,
                 lambda: 125.0,
@@ -321,6 +369,27 @@ mod tests {
         assert_eq!(curve(Profile::Paper, Family::Roberta), Curve::Linear);
         assert_eq!(curve(Profile::Authors, Family::Roberta), Curve::Cubic);
         assert_eq!(curve(Profile::Paper, Family::Bert), Curve::Cubic);
+    }
+
+    #[test]
+    fn contrastive_pruning_wants_a_teacher_and_has_no_classes_on_squad() {
+        assert!(
+            options(Method::CapMovement, Profile::Default, 0.1)
+                .unwrap_err()
+                .to_string()
+                .contains("--teacher")
+        );
+        let of = |method, profile, task, keep| {
+            Options::new(method, profile, Setting { keep, task, distilled: true }).unwrap()
+        };
+        let glue = of(Method::CapSoftMovement, Profile::Authors, "qqp", 0.03);
+        let squad = of(Method::CapMovement, Profile::Authors, "squad", 0.1);
+        assert_eq!((glue.lambda, glue.rests, glue.warmup_steps), (550.0, [2, 3], Some(11_000)));
+        assert_eq!((squad.lambda, squad.rests, squad.warmup_steps), (0.0, [1, 2], Some(5400)));
+        assert_eq!(glue.contrast.unwrap().supervised_weight, 10.0);
+        let squad = squad.contrast.unwrap();
+        assert_eq!((squad.unsupervised_weight, squad.supervised_weight), (0.5, 0.0));
+        assert!(of(Method::Movement, Profile::Default, "qqp", 0.1).contrast.is_none());
     }
 
     #[test]

@@ -1,0 +1,480 @@
+//! Contrastive pruning: the published loss on fixed banks, its gradient through whole models, executors in lock-step, and
+//! trainings that learn, repeat and resume.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use secateur::data::{Batch, Cursor, Dataset, Step, Task};
+use secateur::exec::{Block, lockstep};
+use secateur::launch::Precision;
+use secateur::model::{ContrastiveSlots, ContrastiveTerms, EmitOptions, Head, Model};
+use secateur::ops::contrastive::Keys;
+use secateur::program::{Extents, Mode, Storage};
+use secateur::progress::{Interrupt, Progress};
+use secateur::prune::contrastive::{self, term_weights};
+use secateur::prune::sparse::options::Setting;
+use secateur::prune::sparse::{Method, Options, Profile};
+use secateur::session::{Device, Prepared, Session, Weighting};
+use secateur::train::Recipe;
+use secateur::train::banks::{Bank, Encoder};
+use secateur::train::finetune::{self, History, RunSize, Stepper};
+use secateur::train::masked::{self, MaskedTrainer};
+use secateur::train::teacher::Teacher;
+
+use crate::models;
+use crate::support::numbers::Random;
+use crate::training::StopAfter;
+
+const CLASSES: Head = Head::Classification { labels: 2 };
+const WIDTH: usize = 24;
+
+fn device(precision: Precision) -> Device {
+    match std::env::var("SECATEUR_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Device::Cuda { ordinal: 0, precision },
+        _ => Device::Emulated { precision },
+    }
+}
+
+/// What the three banks give a batch: vectors, examples and labels, absent rows included.
+struct Candidates {
+    rows: [Vec<f32>; 3],
+    ids: [Vec<i32>; 3],
+    labels: [Vec<i32>; 3],
+}
+
+const BANK_ROWS: [usize; 3] = [9, 11, 23];
+
+impl Candidates {
+    fn new(batch: usize) -> Candidates {
+        let mut random = Random(77);
+        let mut bank = |count: usize| {
+            let mut out = vec![0.0f32; WIDTH * count];
+            for row in out.chunks_mut(WIDTH) {
+                row.fill_with(|| random.normal() as f32);
+                let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+                row.iter_mut().for_each(|x| *x /= norm);
+            }
+            out
+        };
+        let rows = BANK_ROWS.map(&mut bank);
+        // First the batch's own, then others, of which some are of the batch too; the last is not there.
+        let numbers = |count: usize, copies: usize| {
+            let mut list: Vec<i32> = (0..count).map(|k| (k / copies % (batch + 4)) as i32).collect();
+            list[count - 1] = -1;
+            list
+        };
+        let ids = [numbers(9, 1), numbers(11, 1), numbers(23, 2)];
+        let labels = ids.clone().map(|ids| ids.iter().map(|id| if *id < 0 { -1 } else { id % 2 }).collect());
+        Candidates { rows, ids, labels }
+    }
+
+    /// Writes the inputs of the contrastive terms; returns the weights.
+    fn feed(&self, session: &mut Session, prepared: &Prepared, rows: usize) -> [[f64; 2]; 3] {
+        let slots = prepared.slots.contrastive.expect("contrastive terms");
+        let ids: Vec<i32> = (0..rows as i32).collect();
+        let labels: Vec<i32> = ids.iter().map(|id| id % 2).collect();
+        let executor = session.executor();
+        executor.write_ints(prepared.id, slots.ids, &ids).expect("ids");
+        if let Some(slot) = slots.labels {
+            executor.write_ints(prepared.id, slot, &labels).expect("labels");
+        }
+        let mut weights = [[0.0; 2]; 3];
+        for (which, bank) in slots.banks.iter().enumerate() {
+            let supervised = slots.labels.map(|_| (&labels[..], &self.labels[which][..]));
+            let keys = Keys { ids: &ids, bank_ids: &self.ids[which], labels: supervised };
+            weights[which] = term_weights(&contrastive::Options::unstructured(false), &keys, 1.0);
+            executor.write(prepared.id, bank.rows, &self.rows[which]).expect("rows");
+            executor.write_ints(prepared.id, bank.ids, &self.ids[which]).expect("ids");
+            if let Some(slot) = bank.labels {
+                executor.write_ints(prepared.id, slot, &self.labels[which]).expect("labels");
+            }
+            executor.write_wide(prepared.id, bank.weights, &weights[which]).expect("weights");
+        }
+        weights
+    }
+
+    /// The published loss of one bank, restated: scores over all candidates with the query itself at −10⁶, log-softmax, the
+    /// positives' sum over their number, the whole over the number of positive pairs.
+    fn published(&self, which: usize, sentences: &[Vec<f64>], supervised: bool) -> f64 {
+        let directions: Vec<Vec<f64>> = sentences
+            .iter()
+            .map(|x| {
+                let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+                x.iter().map(|x| x / norm).collect()
+            })
+            .collect();
+        let mut candidates: Vec<(Vec<f64>, i32)> =
+            directions.iter().cloned().zip(0..).map(|(q, id)| (q, id)).collect();
+        for (row, &id) in self.rows[which].chunks(WIDTH).zip(&self.ids[which]) {
+            if id >= 0 {
+                candidates.push((row.iter().map(|&x| f64::from(x)).collect(), id));
+            }
+        }
+        let (mut sums, mut pairs) = ([0.0; 2], [0usize; 2]);
+        for (i, q) in directions.iter().enumerate() {
+            let score = |(j, (c, _)): (usize, &(Vec<f64>, i32))| {
+                if i == j {
+                    -1e6
+                } else {
+                    q.iter().zip(c).map(|(q, c)| q * c).sum::<f64>() / f64::from(0.1f32)
+                }
+            };
+            let scores: Vec<f64> = candidates.iter().enumerate().map(score).collect();
+            let total = scores.iter().map(|s| s.exp()).sum::<f64>().ln();
+            for (kind, sum) in sums.iter_mut().enumerate() {
+                let same = |id: i32| if kind == 0 { id == i as i32 } else { id % 2 == i as i32 % 2 };
+                let positive: Vec<f64> = (0..scores.len())
+                    .filter(|&j| j != i && same(candidates[j].1))
+                    .map(|j| scores[j] - total)
+                    .collect();
+                *sum -= positive.iter().sum::<f64>() / positive.len() as f64;
+                pairs[kind] += positive.len();
+            }
+        }
+        0.1 * sums[0] / pairs[0] as f64 + if supervised { 10.0 * sums[1] / pairs[1] as f64 } else { 0.0 }
+    }
+}
+
+fn terms(supervised: bool) -> ContrastiveTerms {
+    ContrastiveTerms { temperature: 0.1, bank_rows: BANK_ROWS, supervised }
+}
+
+/// A session with a program that has contrastive terms, fed with a batch.
+fn fed(
+    device: Device,
+    family: &str,
+    head: Head,
+    rows: usize,
+    mode: Mode,
+) -> (Session, Prepared, Batch, Extents, [[f64; 2]; 3]) {
+    let batch = models::batch(&models::examples(family, head, rows, 13));
+    let mut session = Session::new(models::model(family, head, 0.2), device).expect("a session");
+    let supervised = matches!(head, Head::Classification { .. });
+    let options = EmitOptions {
+        loss: true,
+        sentences: mode == Mode::EVALUATE,
+        contrastive: Some(terms(supervised)),
+        ..EmitOptions::default()
+    };
+    let prepared = session.prepare(mode, &options, models::capacity(&batch)).expect("prepared");
+    let weighting = Weighting::Mean { total: rows };
+    let extents = session.feed(&prepared, &batch, weighting).expect("fed");
+    session.write_dropout_key(&prepared, 5, 9).expect("key");
+    let weights = Candidates::new(rows).feed(&mut session, &prepared, rows);
+    (session, prepared, batch, extents, weights)
+}
+
+/// Σ weights · losses of each bank.
+fn losses(
+    session: &mut Session,
+    prepared: &Prepared,
+    slots: ContrastiveSlots,
+    extents: &Extents,
+    weights: &[[f64; 2]; 3],
+) -> [f64; 3] {
+    [0, 1, 2].map(|which| {
+        let found = session.read_wide(prepared, slots.banks[which].losses, extents).expect("losses");
+        found.chunks(2).map(|pair| weights[which][0] * pair[0] + weights[which][1] * pair[1]).sum()
+    })
+}
+
+#[test]
+fn the_loss_over_each_bank_is_the_published_one() {
+    for (family, head) in
+        [("bert", CLASSES), ("gpt2", CLASSES), ("bert", Head::Span), ("roberta", Head::Regression)]
+    {
+        for (device, tolerance) in [(Device::Reference, 1e-6), (Device::Cpu, 1e-5)] {
+            let (mut session, prepared, batch, extents, weights) =
+                fed(device, family, head, 5, Mode::EVALUATE);
+            session.run(&prepared, &extents).expect("ran");
+            let slots = prepared.slots.contrastive.expect("contrastive terms");
+            let sentence = prepared.slots.sentence.expect("sentence vectors");
+            let vectors = session.read_wide(&prepared, sentence, &extents).expect("vectors");
+            let vectors: Vec<Vec<f64>> = vectors.chunks(WIDTH).map(<[f64]>::to_vec).collect();
+            let candidates = Candidates::new(batch.row_count());
+            let found = losses(&mut session, &prepared, slots, &extents, &weights);
+            for (which, found) in found.into_iter().enumerate() {
+                let expected = candidates.published(which, &vectors, head == CLASSES);
+                assert!(
+                    (found - expected).abs() <= tolerance * expected.abs(),
+                    "{family} {head:?} on {device}, bank {which}: {found}, published {expected}"
+                );
+            }
+        }
+    }
+}
+
+/// One row: where there are others, each is a constant to the rest, and differences are not derivatives.
+#[test]
+fn parameter_gradients_are_the_derivatives_of_the_terms() {
+    for (family, head) in [
+        ("bert", CLASSES),
+        ("roberta", CLASSES),
+        ("distilbert", CLASSES),
+        ("gpt2", CLASSES),
+        ("bert", Head::Span),
+    ] {
+        let (mut session, prepared, batch, extents, weights) =
+            fed(Device::Reference, family, head, 1, Mode::TRAIN);
+        let slots = prepared.slots.contrastive.expect("contrastive terms");
+        let loss = |session: &mut Session| {
+            let zeros = vec![0.0; session.model().layout().block_len()];
+            session.executor().write_block(Block::Gradients, &zeros).expect("zeroed");
+            session.run(&prepared, &extents).expect("ran");
+            let weighting = Weighting::Mean { total: 1 };
+            let task = session.loss(&prepared, &batch, weighting, &extents, String::new).expect("a loss");
+            // Weights are inputs of f64 here as there.
+            let terms: f64 = losses(session, &prepared, slots, &extents, &weights).iter().sum();
+            // The task's loss is read in f32: its own exact value.
+            let exact =
+                session.read_wide(&prepared, prepared.slots.losses.expect("a loss"), &extents).unwrap();
+            assert!((task - exact[0]).abs() < 1e-5 * exact[0].abs().max(1.0));
+            exact[0] + terms
+        };
+        loss(&mut session);
+        let program = session.executor().program(prepared.id).clone();
+        let nothing = Extents::default();
+        let gradients: Vec<_> = program
+            .slots()
+            .filter_map(|(slot, description)| match description.storage {
+                Storage::Gradient(id) => Some((id, session.read_wide(&prepared, slot, &nothing).unwrap())),
+                _ => None,
+            })
+            .collect();
+        let mut random = Random(99);
+        for (slot, description) in program.slots() {
+            let Storage::Parameter(id) = description.storage else { continue };
+            let Some((_, gradient)) = gradients.iter().find(|(other, _)| *other == id) else { continue };
+            let values = session.read_wide(&prepared, slot, &nothing).unwrap();
+            let direction: Vec<f64> = values.iter().map(|_| random.normal()).collect();
+            let norm = direction.iter().map(|d| d * d).sum::<f64>().sqrt();
+            let step = 1e-5 / norm;
+            let mut at = |sign: f64| {
+                let moved: Vec<f64> =
+                    values.iter().zip(&direction).map(|(v, d)| v + sign * step * d).collect();
+                session.executor().write_wide(prepared.id, slot, &moved).expect("moved");
+                loss(&mut session)
+            };
+            let numeric = (at(1.0) - at(-1.0)) / (2.0 * step);
+            session.executor().write_wide(prepared.id, slot, &values).expect("restored");
+            let analytic: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+            let scale = norm * (1.0 + gradient.iter().map(|g| g * g).sum::<f64>().sqrt());
+            assert!(
+                (numeric - analytic).abs() < 1e-6 * scale,
+                "{family} {head:?} {}: {analytic} against {numeric}",
+                description.name
+            );
+        }
+    }
+}
+
+#[test]
+fn executors_agree_operation_by_operation() {
+    for (family, head) in
+        [("bert", CLASSES), ("gpt2", CLASSES), ("distilbert", Head::Span), ("roberta", Head::Regression)]
+    {
+        for candidate in [Device::Cpu, device(Precision::F32)] {
+            let (mut reference, prepared, _, extents, _) =
+                fed(Device::Reference, family, head, 6, Mode::TRAIN);
+            let (mut other, _, _, _, _) = fed(candidate, family, head, 6, Mode::TRAIN);
+            for session in [&mut reference, &mut other] {
+                let zeros = vec![0.0; session.model().layout().block_len()];
+                session.executor().write_block(Block::Gradients, &zeros).expect("gradients");
+                session.executor().poison().expect("poisoned");
+            }
+            let (id, executor) = (prepared.id, other.executor());
+            let found = lockstep::compare(reference.executor(), id, executor, id, &extents).expect("runs");
+            if let Some(divergence) = found {
+                panic!("{candidate} {family} {head:?}: {divergence}");
+            }
+        }
+    }
+}
+
+fn options(method: Method) -> Options {
+    let setting = Setting { keep: 0.4, task: "mrpc", distilled: true };
+    let options = Options::new(method, Profile::Default, setting).expect("options");
+    let contrast = contrastive::Options { extra: 7, ..contrastive::Options::unstructured(false) };
+    Options { contrast: Some(contrast), warmup_steps: Some(1), ..options }
+}
+
+fn task() -> Task {
+    Task::by_name("mrpc").expect("a known task")
+}
+
+fn data() -> Dataset {
+    Dataset { examples: models::examples("bert", CLASSES, 30, 5), ..Dataset::default() }
+}
+
+fn recipe() -> Recipe {
+    Recipe { learning_rate: 2e-3, batch_size: 8, epochs: 4, warmup: 0.1, ..Recipe::default() }
+}
+
+/// What another model says of the rows.
+fn teacher(data: &Dataset) -> Arc<Teacher> {
+    let mut model = models::model("bert", CLASSES, 0.0);
+    model.values.iter_mut().for_each(|value| *value *= 1.25);
+    let mut session = Session::new(model, Device::Cpu).expect("a session");
+    let mut encoder = Encoder::new(&mut session, data, 64).expect("an encoder");
+    let bank = encoder.fill(&mut session, data, &Progress::silent()).expect("a bank");
+    let mut random = Random(3);
+    let row = |_| vec![random.normal() as f32, random.normal() as f32];
+    Arc::new(Teacher { outputs: (0..data.examples.len()).map(row).collect(), sentences: Some(bank) })
+}
+
+fn student(options: &Options) -> Model {
+    let mut model = models::model("bert", CLASSES, 0.1);
+    masked::prepare_model(&mut model, options);
+    model
+}
+
+fn run(
+    options: &Options,
+    recipe: &Recipe,
+    run: &finetune::Options,
+    progress: &Progress,
+) -> secateur::Result<(Session, History)> {
+    let mut session = Session::new(student(options), Device::Cpu)?;
+    let (data, task) = (data(), task());
+    let teacher = Some(teacher(&data));
+    let make = |session: &mut Session, size| {
+        MaskedTrainer::new(session, recipe, options, &task, teacher, run.seed, size)
+    };
+    let history = finetune::drive(&mut session, &task, &data, Some(&data), recipe, run, progress, make)?;
+    Ok((session, history))
+}
+
+fn bits(session: &mut Session) -> Vec<u32> {
+    let blocks = [Block::Parameters, Block::Weights, Block::Scores, Block::ScoreSecondMoment];
+    let floats = blocks.map(|block| session.executor().read_block(block).expect("a block")).concat();
+    floats.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn contrastive_pruning_learns() {
+    for method in [Method::CapMovement, Method::CapSoftMovement] {
+        let options = Options { lambda: 0.0, ..options(method) };
+        let recipe = Recipe { epochs: 20, ..recipe() };
+        let (_, history) =
+            run(&options, &recipe, &finetune::Options::default(), &Progress::silent()).expect("trains");
+        // From the second epoch on there are all three terms.
+        let (first, last) = (history.epochs[1].loss, history.epochs[19].loss);
+        assert!(last < 0.85 * first, "{method:?}: {first} to {last}");
+    }
+}
+
+#[test]
+fn the_same_bits_on_any_number_of_threads_and_after_interruptions() {
+    for method in [Method::CapMovement, Method::CapSoftMovement] {
+        let options = options(method);
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            let plain = finetune::Options::default();
+            pool.install(|| {
+                let (mut session, history) =
+                    run(&options, &recipe(), &plain, &Progress::silent()).expect("trains");
+                (bits(&mut session), history)
+            })
+        };
+        let (expected, history) = on(1);
+        assert!(on(3).0 == expected, "{method:?}: other bits on three threads");
+        // In the first epoch, at the end of one, within a later one.
+        for stops in [vec![2], vec![4, 9], vec![13]] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let saved = finetune::Options {
+                checkpoints: Some(directory.path().into()),
+                ..finetune::Options::default()
+            };
+            for stop in &stops {
+                let interrupt = Interrupt::new();
+                let progress = Progress::new(StopAfter(*stop, interrupt.clone()), interrupt);
+                let error = run(&options, &recipe(), &saved, &progress).err().expect("was interrupted");
+                assert!(error.to_string().contains(&format!("after step {stop} of 16")), "{error}");
+            }
+            let (mut resumed, again) =
+                run(&options, &recipe(), &saved, &Progress::silent()).expect("resumes");
+            let losses = |h: &History| h.epochs.iter().map(|e| e.loss.to_bits()).collect::<Vec<_>>();
+            assert_eq!(losses(&again), losses(&history), "{method:?} {stops:?}");
+            assert!(bits(&mut resumed) == expected, "{method:?} {stops:?}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_without_its_banks_is_refused() {
+    let options = options(Method::CapMovement);
+    let directory = tempfile::tempdir().expect("a directory");
+    let saved =
+        finetune::Options { checkpoints: Some(directory.path().into()), ..finetune::Options::default() };
+    let interrupt = Interrupt::new();
+    let progress = Progress::new(StopAfter(6, interrupt.clone()), interrupt);
+    assert!(run(&options, &recipe(), &saved, &progress).is_err());
+    let bank = directory.path().join("sentences-1.f16");
+    let bytes = std::fs::read(&bank).expect("the bank of the second epoch");
+    assert_eq!(bytes.len(), Bank::bytes(30, WIDTH));
+    let resume = |path: &Path| {
+        let error = run(&options, &recipe(), &saved, &Progress::silent()).err().expect("refused").to_string();
+        assert!(error.contains(path.file_name().unwrap().to_str().unwrap()), "{error}");
+    };
+    std::fs::write(&bank, &bytes[1..]).unwrap();
+    resume(&bank);
+    std::fs::remove_file(&bank).unwrap();
+    resume(&bank);
+}
+
+#[test]
+fn a_teacher_without_sentence_vectors_is_refused() {
+    let options = options(Method::CapMovement);
+    let mut session = Session::new(student(&options), Device::Cpu).expect("a session");
+    let without = Teacher { outputs: vec![vec![0.0; 2]; 30], sentences: None };
+    let size = RunSize {
+        total_steps: 10,
+        epoch_steps: 4,
+        capacity: Extents { tokens: 40, sequences: 4, longest: 20, ..Extents::default() },
+    };
+    let refused =
+        MaskedTrainer::new(&mut session, &recipe(), &options, &task(), Some(Arc::new(without)), 0, size);
+    assert!(refused.unwrap_err().to_string().contains("sentence vectors"));
+}
+
+/// Two epochs' first steps on a device, beside the CPU.
+#[test]
+fn steps_on_a_device_follow_the_cpu() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let options = options(Method::CapMovement);
+        let data = data();
+        let teacher = teacher(&data);
+        let steps = |device: Device| {
+            let mut session = Session::new(student(&options), device).expect("a session");
+            let rows: Vec<usize> = (0..4).collect();
+            let capacity = secateur::session::capacity(std::slice::from_ref(&rows), &data.lengths());
+            let size = RunSize { total_steps: 100, epoch_steps: 50, capacity };
+            let mut trainer = MaskedTrainer::new(
+                &mut session,
+                &recipe(),
+                &options,
+                &task(),
+                Some(teacher.clone()),
+                3,
+                size,
+            )
+            .expect("a trainer");
+            [0, 1].map(|epoch| {
+                let progress = Progress::silent();
+                trainer.begin_epoch(&mut session, &data, epoch, None, &progress).expect("a bank");
+                let cursor = Cursor { epoch, step: 0 };
+                let one = Step { cursor, micro_batches: vec![rows.clone()] };
+                trainer.run(&mut session, &data, &one).expect("a step").loss
+            })
+        };
+        let (expected, found) = (steps(Device::Cpu), steps(device(precision)));
+        assert!(expected[1] > expected[0], "snapshots add a term: {expected:?}");
+        let tolerance = if precision == Precision::F32 { 1e-3 } else { 0.05 };
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(
+                (found - expected).abs() < tolerance * expected,
+                "{precision:?}: {found}, on the CPU {expected}"
+            );
+        }
+    }
+}
