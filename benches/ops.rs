@@ -79,6 +79,7 @@ fn attention(criterion: &mut Criterion) {
                     v,
                     out,
                     dout,
+                    None,
                     lse,
                     None,
                     &cu_seqlens,

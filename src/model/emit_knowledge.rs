@@ -9,7 +9,7 @@ use super::Architecture;
 use super::config::NormOrder;
 use super::emit::Emitter;
 use super::heads::HeadParameters;
-use super::parameters::{LayerParameters, Projections, SublayerParameters};
+use super::parameters::{LayerParameters, SublayerParameters};
 use crate::program::{Extent, Fused, SlotId};
 
 impl Architecture {
@@ -68,11 +68,7 @@ impl Emitter<'_> {
                     let mask = self.head_mask(i);
                     let context = self.context(&name(""), i, (parameters, layer.attention_norm), x, mask);
                     // The gradient reaches the context in the rows that answer, and through it their queries alone.
-                    if let (Projections::Separate { .. }, Some(query)) =
-                        (parameters.projections, self.b.program().find(&name("query")))
-                    {
-                        self.b.gradient_only_in(query, rows);
-                    }
+                    self.b.gradient_only_in(context, rows);
                     let of_answers = self.b.gather(&name("context of answers"), context, rows);
                     self.measure(sublayer, context, of_answers);
                     let output = parameters.output;

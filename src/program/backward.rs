@@ -221,12 +221,18 @@ impl Builder {
                     None => self.new_gradient(slot),
                 };
                 let (dq, dk, dv) = (gradient(q), gradient(k), gradient(v));
+                // A query's gradient is zero where its context's is.
+                let rows = self.gradient_rows.get(&out).copied();
+                if let Some(rows) = rows {
+                    self.gradient_rows.insert(q, rows);
+                }
                 self.push(Op::AttentionBackward {
                     q,
                     k,
                     v,
                     out,
                     dout,
+                    rows,
                     lse,
                     unmasked,
                     cu_seqlens,

@@ -257,8 +257,8 @@ impl Builder {
         self.wanted_columns.push((slot, None));
     }
 
-    /// Promises that the gradient of `slot`, the result of a linear layer, is zero outside `rows`: the backward pass then
-    /// computes the product behind it for those rows alone.
+    /// Promises that the gradient of `slot`, the result of a linear layer or of attention, is zero outside `rows` (of
+    /// attention one of each sequence): the backward pass then computes the product, or the queries, of those rows alone.
     pub fn gradient_only_in(&mut self, slot: SlotId, rows: SlotId) {
         self.gradient_rows.insert(slot, rows);
     }

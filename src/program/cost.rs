@@ -6,7 +6,7 @@
 use super::builder::Program;
 use super::layout::Parameter;
 use super::op::{Access, Op};
-use super::slot::{Element, Extents};
+use super::slot::{Element, Extents, SlotId};
 
 /// Cost of an operation or a program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,11 +40,11 @@ pub fn of_op(program: &Program, op: &Op, extents: &Extents) -> Cost {
             elements += size(slot);
         }
     });
-    let attention = |q, products: u64| {
+    // `queries` of them, each against the keys of its own sequence.
+    let attention = |q, queries: SlotId, products: u64| {
         let slot = program.slot(q);
-        let tokens = extents.of(slot.rows) as u64;
-        let length = tokens.div_ceil(extents.sequences.max(1) as u64);
-        2 * products * tokens * length * slot.cols as u64
+        let length = extents.of(slot.rows).div_ceil(extents.sequences.max(1)) as u64;
+        2 * products * extents.of(program.slot(queries).rows) as u64 * length * slot.cols as u64
     };
     let masked = program.layout().masked().map(|p| p.len() as u64).sum::<u64>();
     // Elements of the trained parameters, or of the scores.
@@ -68,9 +68,9 @@ pub fn of_op(program: &Program, op: &Op, extents: &Extents) -> Cost {
             let candidates = rows + extents.of(program.slot(*bank).rows) as u64;
             2 * (1 + u64::from(dx.is_some())) * candidates * size(*x)
         }
-        Op::Attention { q, .. } => attention(*q, 2),
+        Op::Attention { q, .. } => attention(*q, *q, 2),
         // Recomputed scores, dP, dV, dQ, dK.
-        Op::AttentionBackward { q, .. } => attention(*q, 5),
+        Op::AttentionBackward { q, rows, .. } => attention(*q, rows.unwrap_or(*q), 5),
         Op::AbsoluteCosine { x, out } => extents.of(program.slot(*x).rows) as u64 * size(*out),
         Op::ProfileDistance { out, .. } => size(*out) * program.slot(*out).cols as u64,
         Op::DimensionMapping { cosine, .. } => size(*cosine),

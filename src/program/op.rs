@@ -125,13 +125,15 @@ pub enum Op {
         lse: SlotId,
         unmasked: Option<SlotId>,
     },
-    /// Gradients of attention; `dmask [B, H]` is exact per sequence.
+    /// Gradients of attention; `dmask [B, H]` is exact per sequence. `rows [B]` is a promise that of each sequence only this
+    /// token's row of `dout` is not zero, so that the other queries may be skipped.
     AttentionBackward {
         q: SlotId,
         k: SlotId,
         v: SlotId,
         out: SlotId,
         dout: SlotId,
+        rows: Option<SlotId>,
         lse: SlotId,
         unmasked: Option<SlotId>,
         cu_seqlens: SlotId,
@@ -333,6 +335,7 @@ impl Op {
                 v,
                 out,
                 dout,
+                rows,
                 lse,
                 unmasked,
                 cu_seqlens,
@@ -345,7 +348,7 @@ impl Op {
                 ..
             } => {
                 all(Read, &[some(*q), some(*k), some(*v), some(*out), some(*dout), some(*lse), *unmasked]);
-                all(Read, &[some(*cu_seqlens), *head_mask, key(dropout)]);
+                all(Read, &[some(*cu_seqlens), *rows, *head_mask, key(dropout)]);
                 all(Write, &[some(*dq), some(*dk), some(*dv), *dmask]);
             }
             Op::ActivationBackward { dy, preactivation, mask, dx, dmask, cu_seqlens, .. } => {

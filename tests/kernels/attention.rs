@@ -14,6 +14,8 @@ pub struct Case {
     /// q, k and v side by side, as a fused projection leaves them.
     pub qkv: Matrix,
     pub dout: Matrix,
+    /// Of each sequence the only token whose `dout` is not zero.
+    pub answers: Option<Vec<i32>>,
     pub cu_seqlens: Vec<i32>,
     pub heads: usize,
     pub head_dim: usize,
@@ -90,9 +92,18 @@ impl Case {
             dropout: Dropout { probability: 0.25, site: 3 },
             key: DropoutKey { seed: random.next(), draw: 9 },
         };
+        let mut dout = Matrix::random(random, rows, width, 1, 1.0);
+        let mut answer = |pair: &[i32]| pair[0] + random.below((pair[1] - pair[0]).max(1) as usize) as i32;
+        let answers: Vec<i32> = cu_seqlens.windows(2).map(&mut answer).collect();
+        let answers = (random.below(3) == 0).then_some(answers);
+        for (pair, answer) in cu_seqlens.windows(2).zip(answers.iter().flatten()) {
+            let others = (pair[0]..pair[1]).filter(|row| row != answer);
+            others.for_each(|row| dout.view_mut().row_mut(row as usize).fill(0.0));
+        }
         Case {
             qkv: Matrix::random(random, rows, 3 * width, 2, 2.0),
-            dout: Matrix::random(random, rows, width, 1, 1.0),
+            dout,
+            answers,
             cu_seqlens,
             heads,
             head_dim,
@@ -150,6 +161,7 @@ impl Case {
             third(2),
             out.view(),
             self.dout.view(),
+            self.answers.as_deref(),
             lse.view(),
             unmasked.as_ref().map(Matrix::view),
             &self.cu_seqlens,
@@ -179,8 +191,13 @@ impl Case {
         self.exact_with(&qkv, self.mask.as_deref().map(wide).as_deref())
     }
 
-    /// The reference, with q, k, v and the mask replaced.
+    /// The reference of all queries, with q, k, v and the mask replaced.
     fn exact_with(&self, qkv: &Wide, mask: Option<&[f64]>) -> Results<Wide> {
+        self.exact_of(qkv, mask, None)
+    }
+
+    /// The same, of the queries of `answers` alone where given.
+    fn exact_of(&self, qkv: &Wide, mask: Option<&[f64]>, answers: Option<&[i32]>) -> Results<Wide> {
         let (rows, width) = (self.rows(), self.width());
         let third = |i| qkv.view().cols_at(i * width, width);
         let (dout, scale) = (self.dout.wide(), f64::from(self.scale()));
@@ -211,6 +228,7 @@ impl Case {
             third(2),
             out.view(),
             dout.view(),
+            answers,
             lse.view(),
             unmasked.as_ref().map(Wide::view),
             &self.cu_seqlens,
@@ -404,7 +422,7 @@ fn a_mask_of_ones_changes_no_bit_and_a_mask_of_zeros_leaves_zeros() {
 #[test]
 fn sequences_do_not_see_each_other() {
     let mut case = Case::random(&mut Random(21), 3, 50, 2, 16);
-    (case.dropout, case.mask) = (None, None);
+    (case.dropout, case.mask, case.answers) = (None, None, None);
     let together = case.run();
     let width = case.width();
     for pair in case.cu_seqlens.windows(2) {
@@ -431,6 +449,27 @@ fn sequences_do_not_see_each_other() {
         ] {
             assert_eq!(alone.bits(), part(together, width).bits());
         }
+    }
+}
+
+/// One query of each sequence, wherever it stands: the reference of it alone is the reference of all queries, and the CPU's
+/// gradients are within their bounds, zero where a causal query sees nothing.
+#[test]
+fn one_query_of_each_sequence_gives_the_whole_gradient() {
+    for seed in 0..40 {
+        let mut random = Random(300 + seed);
+        let mut case = Case::random(&mut random, 4, [7, 40, 130][seed as usize % 3], 2, 16);
+        case.causal = seed % 2 == 0;
+        let Some(answers) = &case.answers else { continue };
+        let mask = case.mask.as_deref().map(wide);
+        let (all, alone) = (
+            case.exact_of(&case.qkv.wide(), mask.as_deref(), None),
+            case.exact_of(&case.qkv.wide(), mask.as_deref(), Some(answers)),
+        );
+        for (all, alone) in [(&all.dq, &alone.dq), (&all.dk, &alone.dk), (&all.dv, &alone.dv)] {
+            assert_eq!(all.data, alone.data);
+        }
+        case.check(&case.run(), Rounding::WHOLE_ROWS);
     }
 }
 

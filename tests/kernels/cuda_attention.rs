@@ -118,6 +118,7 @@ fn case_of(random: &mut Random, lengths: &[i32], heads: usize, head_dim: usize) 
     let (rows, width) = (case.rows(), case.width());
     case.qkv = Matrix::random(random, rows, 3 * width, 0, 2.0);
     case.dout = Matrix::random(random, rows, width, 0, 1.0);
+    case.answers = None;
     case
 }
 

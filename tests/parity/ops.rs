@@ -174,6 +174,7 @@ fn attention_matches(file: &Fixture) {
                 View::dense(&v, rows, width),
                 View::dense(out, rows, width),
                 View::dense(&dout, rows, width),
+                None,
                 View::dense(&lse, rows, heads),
                 Some(View::dense(unmasked, rows, width)),
                 &cu_seqlens,

@@ -113,6 +113,8 @@ pub fn dispatch(op: &Op, bind: &Binding<'_>, tables: Tables, queue: &mut Queue) 
             v,
             out,
             dout,
+            // The kernels compute all queries.
+            rows: _,
             lse,
             unmasked,
             cu_seqlens,

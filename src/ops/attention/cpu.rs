@@ -1,6 +1,7 @@
 //! Attention in f32: one thread works on one (sequence, head) at a time, longest sequences first.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 
 use super::tile::{Left, PANEL, ROWS, Right, pack_rows, pack_transposed, product, transposed_len};
 use crate::ops::dropout::AppliedDropout;
@@ -240,13 +241,14 @@ fn forward_item(
 }
 
 /// The backward of [`forward`]. `dq`, `dk`, `dv`: `[T_total, H·d_h]` and `d_head_mask_per_sequence`: `[B, H]`
-/// are overwritten. `unmasked` is needed for the latter where there is a head mask.
+/// are overwritten. `rows [B]`: of each sequence the only token whose `dout` is not zero. `unmasked` is needed for the latter where there is a head mask.
 pub fn backward(
     q: View<f32>,
     k: View<f32>,
     v: View<f32>,
     out: View<f32>,
     dout: View<f32>,
+    rows: Option<&[i32]>,
     lse: View<f32>,
     unmasked: Option<View<f32>>,
     cu_seqlens: &[i32],
@@ -282,20 +284,30 @@ pub fn backward(
                 }
             }
         } else if item.len > 0 {
-            backward_item(&problem, &item, [q, k, v, out, dout], lse, &gradients);
+            let tokens = item.start..item.start + item.len;
+            let asked = rows.map_or(tokens.clone(), |rows| super::query_of(rows, item.sequence, tokens));
+            let asked = asked.start - item.start..asked.end - item.start;
+            for t in (0..asked.start).chain(asked.end..item.len) {
+                // SAFETY: this thread has the item.
+                unsafe { problem.row_of(&gradients[0], &item, t).fill(0.0) };
+            }
+            backward_item(&problem, &item, asked, [q, k, v, out, dout], lse, &gradients);
         }
     });
 }
 
+/// Gradients of the queries `asked`, and through them of all keys and values.
 fn backward_item(
     problem: &Problem,
     item: &Item,
+    asked: Range<usize>,
     [q, k, v, out, dout]: [View<f32>; 5],
     lse: View<f32>,
     gradients: &[Shared<f32>; 3],
 ) {
     let (len, dim) = (item.len, problem.head_dim);
     let Sizes { queries, ld, width } = Sizes::of(len, dim);
+    let queries = queries.min(asked.len().next_multiple_of(ROWS));
     let (transposed, tile) = (transposed_len(len, dim), queries * ld);
     let sums = len.next_multiple_of(ROWS) * width;
     let rows = queries * width;
@@ -308,8 +320,8 @@ fn backward_item(
         pack_rows(k, 1.0, width, keys);
         dkeys.fill(0.0);
         dvalues.fill(0.0);
-        for first in (0..len).step_by(queries) {
-            let count = queries.min(len - first);
+        for first in asked.clone().step_by(queries) {
+            let count = queries.min(asked.end - first);
             let seen = problem.visible(item, first, count);
             let padded = seen.next_multiple_of(LANES);
             pack_rows(q.rows_at(first, count), problem.scale, width, query);
@@ -346,11 +358,15 @@ fn backward_item(
                 scale_row(from, problem.scale, 1.0, dq);
             }
         }
+        let seen = problem.visible(item, asked.end - 1, 1);
         for (gradient, sums) in gradients[1..].iter().zip([dkeys, dvalues]) {
             for t in 0..len {
                 // SAFETY: this thread has the item.
-                unsafe { problem.row_of(gradient, item, t) }
-                    .copy_from_slice(&sums[t * width..t * width + dim]);
+                let row = unsafe { problem.row_of(gradient, item, t) };
+                match t < seen {
+                    true => row.copy_from_slice(&sums[t * width..t * width + dim]),
+                    false => row.fill(0.0),
+                }
             }
         }
     });

@@ -21,7 +21,11 @@
 //! 2022). Heads whose mask is 0 are skipped, out, lse and all gradients written as 0, except that `unmasked` or
 //! the mask gradient still gets its exact value where it is wanted.
 //!
-//! Cost: 4·T²·d_h FLOPs for each sequence and head forward, 10·T²·d_h backward (half of that if causal).
+//! Where a loss looks at one token of each sequence alone, `dout` is zero elsewhere, and the backward of that token's query
+//! is the whole backward.
+//!
+//! Cost: 4·T²·d_h FLOPs for each sequence and head forward, 10·T²·d_h backward (half of that if causal), 10·T·d_h of one
+//! query.
 //! Error: an inner product of d_h terms in the scores, then a convex combination of T values: with
 //! δ = γ_{d_h + 8}·scale·Σ|q||k| the largest error of a score, |Δout| ≤ (2δ + γ_{T + 8})·Σ p|v|.
 //! Every output element is one fixed chain of operations: bits do not depend on the number of threads.
@@ -30,3 +34,13 @@ pub mod cpu;
 pub mod cuda;
 pub mod reference;
 mod tile;
+
+use std::ops::Range;
+
+/// The tokens of sequence `b` whose `dout` is not zero: of `tokens` the one that `rows` names. Panics if it names another
+/// sequence's (a bug of the caller).
+fn query_of(rows: &[i32], b: usize, tokens: Range<usize>) -> Range<usize> {
+    let row = rows[b] as usize;
+    assert!(tokens.contains(&row), "row {row} of sequence {b}, whose tokens are {tokens:?}");
+    row..row + 1
+}

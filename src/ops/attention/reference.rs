@@ -64,13 +64,14 @@ pub fn forward(
 }
 
 /// The backward of [`forward`]. `dq`, `dk`, `dv`: `[T_total, H·d_h]` and `d_head_mask_per_sequence`: `[B, H]`
-/// are overwritten. `unmasked` is needed for the latter where there is a head mask.
+/// are overwritten. `rows [B]`: of each sequence the only token whose `dout` is not zero. `unmasked` is needed for the latter where there is a head mask.
 pub fn backward(
     q: View<f64>,
     k: View<f64>,
     v: View<f64>,
     out: View<f64>,
     dout: View<f64>,
+    rows: Option<&[i32]>,
     _lse: View<f64>,
     unmasked: Option<View<f64>>,
     cu_seqlens: &[i32],
@@ -105,7 +106,9 @@ pub fn backward(
             if mask == 0.0 {
                 continue;
             }
-            for t in start..end {
+            let rows = rows.filter(|_| start < end);
+            let queries = rows.map_or(start..end, |rows| super::query_of(rows, b, start..end));
+            for t in queries {
                 let keys = start..if causal { t + 1 } else { end };
                 let (p, _) = probabilities(q, k, t, keys.clone(), columns.clone(), scale);
                 let mut factors = vec![1.0; p.len()];

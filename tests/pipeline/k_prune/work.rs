@@ -47,16 +47,29 @@ fn measurement_work(layers: usize, hidden: usize, length: usize, head: Head) -> 
 }
 
 /// Measuring from the target's cached input against starting from the embeddings for every sublayer, at BERT-base's shape.
+/// The goal is 0.6.
+///
+/// Where one token of a sequence answers, the last layer's backward pass is that token's, which is what it takes.
+///
+/// Where every token answers (a span), 0.6 is out of reach. In units of a layer's forward products, of which the feed-forward
+/// network has 8/12, of L layers: measuring a sublayer runs it and all above it, together L² + 8/12·L = 152; it
+/// differentiates all above it and the sublayer's own output projection, L·(L−1) + 13/12·L = 145, without the 11.75 of the
+/// first sublayer, where the gradient is known to be 0. Starting over is 2·L² + 145 = 433. The sublayers above have changed
+/// with every sublayer pruned, so none of this can be kept for the next: 285.25 / 433 = 0.659, and attention's own
+/// products, which are dearer backwards, make it 0.662. Of it the features of the targets are 7, which tuning
+/// computes too; sharing them would not reach the goal either.
 #[test]
 fn measurements_do_a_fraction_of_the_work_of_starting_over() {
     for (head, length, most) in [
-        (Head::Classification { labels: 2 }, 54, 0.62),
-        (Head::Classification { labels: 2 }, 128, 0.62),
-        (Head::Span, 170, 0.67),
+        (Head::Classification { labels: 2 }, 54, 0.6),
+        (Head::Classification { labels: 2 }, 128, 0.6),
+        (Head::Regression, 54, 0.6),
+        (Head::Regression, 128, 0.6),
+        (Head::Span, 170, 0.663),
     ] {
         let (ours, restarted) = measurement_work(12, 768, length, head);
         let ratio = ours as f64 / restarted as f64;
         println!("{head:?} length {length}: {ours:e} of {restarted:e} operations, {ratio:.4}");
-        assert!(ratio < most, "{head:?} length {length}: {ratio}");
+        assert!(ratio <= most, "{head:?} length {length}: {ratio}");
     }
 }
