@@ -200,3 +200,27 @@ fn the_hard_concrete_reaches_both_ends() {
     let mean = drawn.iter().sum::<f32>() / drawn.len() as f32;
     assert!((mean - 0.5).abs() < 4.0 * (1.0 / 12.0f32).sqrt() / 128.0, "{mean}");
 }
+
+/// Bits applied to matrices of all sizes, those that are written past the caches among them, from aligned and other places:
+/// kept weights keep their bits, everything else is +0, nothing beside the matrix is touched.
+#[test]
+fn bits_keep_weights_or_leave_zeros() {
+    let random = &mut Random(31);
+    for len in [1, 63, 64, 1000, 8192, 128 * 1024 - 1, 128 * 1024, 200 * 1024 + 37] {
+        let mut weights = random.values(len, 1.0);
+        weights[len / 2] = -0.0;
+        weights[len / 3] = f32::INFINITY;
+        let keep: Vec<u64> = (0..len.div_ceil(64)).map(|_| random.next()).collect();
+        let mut room = vec![7.0f32; len + 64];
+        let aligned = room.as_ptr().align_offset(64);
+        for start in [aligned, aligned + 1] {
+            room.fill(7.0);
+            cpu::apply(&weights, &keep, &mut room[start..start + len]);
+            for (i, weight) in weights.iter().enumerate() {
+                let expected = if keep[i / 64] >> (i % 64) & 1 == 1 { weight.to_bits() } else { 0 };
+                assert_eq!(room[start + i].to_bits(), expected, "element {i} of {len}");
+            }
+            assert!(room[..start].iter().chain(&room[start + len..]).all(|x| *x == 7.0));
+        }
+    }
+}

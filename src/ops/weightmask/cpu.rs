@@ -2,6 +2,7 @@
 
 use super::{Gradients, Noise, STRETCH, hard_concrete_shift};
 use crate::ops::elementary::exp;
+use crate::ops::gemm::cpu::registers::Registers;
 use crate::ops::parallel::{self, Shared};
 use crate::ops::scratch;
 use crate::ops::simd::{Isa, simd_fn};
@@ -34,14 +35,41 @@ simd_fn! {
     }
 }
 
+simd_fn! {
+    /// The same past the caches; `out` is aligned to a cache line.
+    fn stream_piece<I>(weights: &[f32], keep: &[u64], out: &mut [f32]) {
+        let (lines, rest) = weights.as_chunks::<64>();
+        let (out, out_rest) = out.as_chunks_mut::<64>();
+        for ((weights, &word), out) in lines.iter().zip(keep).zip(out) {
+            let values: [f32; 64] = std::array::from_fn(|bit| masked(weights[bit], word, bit));
+            for at in (0..64).step_by(I::Registers::LANES) {
+                // SAFETY: LANES divides 64, so both pointers hold LANES elements and `to` is as aligned as `out`; the
+                // level is the one that runs.
+                unsafe { I::Registers::stream(out[at..].as_mut_ptr(), I::Registers::load(values[at..].as_ptr())) };
+            }
+        }
+        for (bit, (out, &weight)) in out_rest.iter_mut().zip(rest).enumerate() {
+            *out = masked(weight, keep[lines.len()], bit);
+        }
+        // SAFETY: the level is the one that runs.
+        unsafe { I::Registers::fence() };
+    }
+}
+
+/// Weights of a matrix from which on masked ones are written past the caches: a plain store first reads the line that it
+/// overwrites, a third of all traffic. Smaller matrices may be read again before they leave a cache.
+const STREAMED: usize = 128 * 1024;
+
 /// `out[i]` = `weights[i]` where `keep` has bit i, else 0.
 pub fn apply(weights: &[f32], keep: &[u64], out: &mut [f32]) {
     assert_eq!((out.len(), keep.len()), (weights.len(), weights.len().div_ceil(64)));
+    let streamed = weights.len() >= STREAMED && out.as_ptr().align_offset(64) == 0;
+    let piece: fn(&[f32], &[u64], &mut [f32]) = if streamed { stream_piece } else { apply_piece };
     let shared = Shared::slice(out);
     pieces(weights.len(), |range| {
         // SAFETY: ranges of pieces are disjoint.
         let out = unsafe { shared.range_mut(range.clone()) };
-        apply_piece(&weights[range.clone()], &keep[range.start / 64..], out);
+        piece(&weights[range.clone()], &keep[range.start / 64..], out);
     });
 }
 

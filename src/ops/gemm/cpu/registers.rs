@@ -36,6 +36,15 @@ pub(in crate::ops) trait Registers: 'static {
     /// Reads `count ≤ LANES` elements; the other lanes are 0 and their memory is not touched.
     unsafe fn load_first(from: *const f32, count: usize) -> Self::Vector;
     unsafe fn store(to: *mut f32, vector: Self::Vector);
+    /// The same past the caches, where the set can: `to` is aligned to the register. Other threads see it after [`Registers::fence`].
+    #[inline(always)]
+    unsafe fn stream(to: *mut f32, vector: Self::Vector) {
+        // SAFETY: the caller's promises.
+        unsafe { Self::store(to, vector) }
+    }
+    /// Orders this thread's streamed stores before what it writes next.
+    #[inline(always)]
+    unsafe fn fence() {}
     /// Writes the first `count ≤ LANES` lanes.
     unsafe fn store_first(to: *mut f32, vector: Self::Vector, count: usize);
     /// `a·b + c`, in one rounding where the set has it.
@@ -169,6 +178,16 @@ mod x86 {
             unsafe { _mm512_storeu_ps(to, vector) }
         }
         #[inline(always)]
+        unsafe fn stream(to: *mut f32, vector: __m512) {
+            // SAFETY: as for `zero`, and the caller's pointer is aligned.
+            unsafe { _mm512_stream_ps(to, vector) }
+        }
+        #[inline(always)]
+        unsafe fn fence() {
+            // SAFETY: as for `zero`.
+            unsafe { _mm_sfence() }
+        }
+        #[inline(always)]
         unsafe fn store_first(to: *mut f32, vector: __m512, count: usize) {
             // SAFETY: as for `zero`; masked lanes do not touch memory.
             unsafe { _mm512_mask_storeu_ps(to, ((1u32 << count) - 1) as u16, vector) }
@@ -275,6 +294,16 @@ mod x86 {
         unsafe fn store(to: *mut f32, vector: __m256) {
             // SAFETY: as for `zero`.
             unsafe { _mm256_storeu_ps(to, vector) }
+        }
+        #[inline(always)]
+        unsafe fn stream(to: *mut f32, vector: __m256) {
+            // SAFETY: as for `zero`, and the caller's pointer is aligned.
+            unsafe { _mm256_stream_ps(to, vector) }
+        }
+        #[inline(always)]
+        unsafe fn fence() {
+            // SAFETY: as for `zero`.
+            unsafe { _mm_sfence() }
         }
         #[inline(always)]
         unsafe fn store_first(to: *mut f32, vector: __m256, count: usize) {
