@@ -45,21 +45,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     normalise(x, ldx, norm_floor, q, ldq, scales, cols);
 }
 
-// The candidates of one query: a part of the bank or of the batch.
-struct Part {
-    float* scores;
-    const int* ids;
-    const int* labels;
-    int count, excluded;
+// The candidates of one query, bank rows first.
+struct Candidates {
+    float *of_bank, *of_batch;
+    const int *bank_ids, *bank_labels, *ids, *labels;
+    int row, banked, rows;
 
-    // Calls `each(score, present, same_id, same_label)` for this thread's candidates, in order.
-    template <typename Each>
-    __device__ __forceinline__ void each(int id, int label, Each body) const {
-        for (int j = threadIdx.x; j < count; j += THREADS) {
-            const int candidate = ids[j];
-            const bool present = j != excluded && (excluded >= 0 || candidate >= 0);
-            body(scores[j], present, present && candidate == id,
-                 present && labels != nullptr && label >= 0 && labels[j] == label);
+    // Calls `body(score, present, same_id, same_label)` for this thread's candidates, in order.
+    template <typename Body>
+    __device__ __forceinline__ void each(Body body) const {
+        const int id = ids[row], label = labels == nullptr ? -1 : labels[row];
+        for (int j = threadIdx.x; j < banked + rows; j += THREADS) {
+            const bool banks = j < banked;
+            const int k = banks ? j : j - banked;
+            const int candidate = banks ? bank_ids[k] : ids[k];
+            const bool present = banks ? candidate >= 0 : k != row;
+            const bool alike = label >= 0 && label == (banks ? bank_labels[k] : labels[k]);
+            body(banks ? of_bank[k] : of_batch[k], present, present && candidate == id, present && alike);
         }
     }
 };
@@ -73,29 +75,24 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ float partials[WARPS];
     __shared__ int counts[WARPS];
     const int row = blockIdx.x;
-    const Part bank = {row_of(bank_scores, row, ld_bank), bank_ids, bank_labels, banked, -1};
-    const Part own = {row_of(own_scores, row, ld_own), ids, labels, rows, row};
-    const int id = ids[row], label = labels == nullptr ? -1 : labels[row];
+    const Candidates candidates = {row_of(bank_scores, row, ld_bank), row_of(own_scores, row, ld_own),
+                                   bank_ids, bank_labels, ids, labels, row, banked, rows};
     const float of_same = weights[0], of_label = weights[1];
 
     float max = -INFINITY_F32;
-    auto highest = [&](float& score, bool present, bool, bool) {
+    candidates.each([&](float& score, bool present, bool, bool) {
         if (present) max = fmaxf(max, scale * score);
-    };
-    bank.each(id, label, highest);
-    own.each(id, label, highest);
+    });
     max = block_reduce<THREADS>(max, Max(), partials);
 
     float sum = 0.0f, below_same = 0.0f, below_label = 0.0f;
     int same_count = 0, label_count = 0;
-    auto add = [&](float& score, bool present, bool same, bool alike) {
+    candidates.each([&](float& score, bool present, bool same, bool alike) {
         const float below = max - scale * score;
         if (present) sum += expf(-below);
         if (same) below_same += below, ++same_count;
         if (alike) below_label += below, ++label_count;
-    };
-    bank.each(id, label, add);
-    own.each(id, label, add);
+    });
     sum = block_reduce<THREADS>(sum, Sum(), partials);
     below_same = block_reduce<THREADS>(below_same, Sum(), partials);
     below_label = block_reduce<THREADS>(below_label, Sum(), partials);
@@ -111,15 +108,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float factor = total / sum;
     const float same_slope = counts_same ? of_same / same_count : 0.0f;
     const float label_slope = counts_label ? of_label / label_count : 0.0f;
-    auto replace = [&](float& score, bool present, bool same, bool alike) {
+    candidates.each([&](float& score, bool present, bool same, bool alike) {
         // Without a positive there may be no candidate and no softmax either.
         float slope = present && total > 0.0f ? factor * expf(scale * score - max) : 0.0f;
         if (same) slope -= same_slope;
         if (alike) slope -= label_slope;
         score = scale * slope;
-    };
-    bank.each(id, label, replace);
-    own.each(id, label, replace);
+    });
 }
 
 template <typename T>
