@@ -14,7 +14,8 @@ use super::prune_options::Method;
 
 /// List the methods that prune heads, neurons and layers, or one method's choices with what each profile sets.
 ///
-/// Single choices are changed with `--choose NAME=VALUE` of `run` and `prune`.
+/// Single choices are changed with `--choose NAME=VALUE` of `run` and `prune`. CAP-f, which trains while it prunes, is a command
+/// of its own, `cap-f`; methods that prune single weights are those of `sparsify`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  secateur methods\n  secateur methods kcm")]
 pub struct Methods {

@@ -2,8 +2,10 @@
 //! `context`, and the discipline of output directories in `output`.
 
 mod bench;
+mod cap;
 mod compare;
 mod context;
+mod contrast;
 mod demo;
 mod doctor;
 mod dual_cp;
@@ -53,6 +55,7 @@ enum Command {
     Methods(list_methods::Methods),
     Prune(prune::Prune),
     Sparsify(sparsify::Sparsify),
+    CapF(cap::CapF),
     Finetune(finetune::Finetune),
     Evaluate(evaluate::Evaluate),
     Pretrain(pretrain::Pretrain),
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
             Command::Methods(command) => command.run(&mut context),
             Command::Prune(command) => command.run(&mut context),
             Command::Sparsify(command) => command.run(&mut context),
+            Command::CapF(command) => command.run(&mut context),
             Command::Finetune(command) => command.run(&mut context),
             Command::Evaluate(command) => command.run(&mut context),
             Command::Pretrain(command) => command.run(&mut context),

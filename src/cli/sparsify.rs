@@ -16,18 +16,16 @@ use secateur::report::record::Choice;
 use secateur::session::Session;
 use secateur::train::masked::{self, MaskedTrainer};
 use secateur::train::teacher::Teacher;
-use secateur::train::{Recipe, finetune, teacher};
+use secateur::train::{Recipe, finetune};
 use secateur::{Error, Result};
 
 use self::choices::Choices;
 use super::context::Context;
+use super::contrast::teacher;
 use super::options::{ModelOptions, OutputOptions, TaskOptions, TrainOptions};
 use super::output::{CHECKPOINTS, Output};
 use super::prune::write_report;
 use super::{evaluate, finetune as finetune_command, load, training};
-
-/// Most tokens of a batch that a teacher answers at once.
-const TOKEN_BUDGET: usize = 4096;
 
 /// Distance from the fraction asked for, relative to it, at which a search for λ ends.
 const SEARCH_TOLERANCE: f64 = 0.02;
@@ -91,7 +89,11 @@ impl Sparsify {
             }
             _ => None,
         };
-        let teacher = self.teacher(context, &task, head, &data, &source, options.contrast.is_some())?;
+        let sentences = options.contrast.is_some();
+        let teacher = match &self.choices.teacher {
+            Some(name) => Some(teacher(context, name, (&task, head), &data, &source, sentences)?),
+            None => None,
+        };
         let mut method = self.choices.record(&options);
         if let Some(words) = &words {
             let shown: Vec<&str> = words.iter().map(|(word, _)| word.as_str()).collect();
@@ -132,34 +134,6 @@ impl Sparsify {
         );
         context.show(&[record.clone()], |styled| kept + &finetune_command::summary(&record, styled));
         Ok(())
-    }
-
-    /// What the teacher says of each training row.
-    fn teacher(
-        &self,
-        context: &Context,
-        task: &Task,
-        head: TaskHead,
-        data: &Dataset,
-        student: &load::Source,
-        sentences: bool,
-    ) -> Result<Option<Arc<Teacher>>> {
-        let Some(name) = &self.choices.teacher else { return Ok(None) };
-        if head.is_language_model() {
-            return Err(Error::usage(
-                "--teacher: the logits of a language model's teacher do not fit memory",
-            ));
-        }
-        let source = load::source(name)?;
-        teacher::check_labels(&source.config, head, task)?;
-        teacher::check_tokens(&source.tokenizer, &student.tokenizer)?;
-        if sentences {
-            teacher::check_width(&source.config, &student.config)?;
-        }
-        let model = Model::load(&source.directory, HeadRequest::Task(head), context.seed)?;
-        let progress = &context.progress;
-        let teacher = teacher::ask(model, context.device, task, data, TOKEN_BUDGET, sentences, progress)?;
-        Ok(Some(Arc::new(teacher)))
     }
 
     /// The model with its task head, masked and frozen as the options say.

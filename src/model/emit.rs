@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::config::{ModelConfig, NormOrder};
+use super::emit_contrast::{ContrastiveSlots, ContrastiveTerms};
 use super::emit_head::Answer;
 use super::parameters::{
     AttentionParameters, FeedForwardParameters, LayerParameters, Norm, Projections, SublayerParameters,
@@ -74,43 +75,6 @@ pub struct EmitOptions {
     pub sentences: bool,
     /// Contrastive losses of the sentence vectors over banks that are inputs.
     pub contrastive: Option<ContrastiveTerms>,
-}
-
-/// Contrastive losses of the sentence vectors: one over each of three banks.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ContrastiveTerms {
-    /// Scores are divided by it.
-    pub temperature: f32,
-    /// Most rows of each bank that are candidates at once, at least 1.
-    pub bank_rows: [usize; 3],
-    /// Whether rows of the same label attract one another too.
-    pub supervised: bool,
-}
-
-/// Slots of contrastive losses.
-#[derive(Clone, Copy, Debug)]
-pub struct ContrastiveSlots {
-    /// Example of each sequence, `[B]`.
-    pub ids: SlotId,
-    /// Its label, `[B]`; negative is none.
-    pub labels: Option<SlotId>,
-    /// The banks.
-    pub banks: [BankSlots; 3],
-}
-
-/// Slots of the contrastive loss over one bank of K rows.
-#[derive(Clone, Copy, Debug)]
-pub struct BankSlots {
-    /// Normalised sentence vectors, `[K, d]`.
-    pub rows: SlotId,
-    /// Example of each, `[K]`; negative where there is none.
-    pub ids: SlotId,
-    /// Its label, `[K]`.
-    pub labels: Option<SlotId>,
-    /// What the two losses of every sequence are multiplied by, `[1, 2]`.
-    pub weights: SlotId,
-    /// Unsupervised and supervised loss of each sequence, `[B, 2]`.
-    pub losses: SlotId,
 }
 
 /// Slots the host writes before a run; absent where the program does not read them.

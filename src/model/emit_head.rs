@@ -4,7 +4,8 @@
 //! through the vocabulary, and does not store their logits unless a teacher or the caller needs them.
 
 use super::Architecture;
-use super::emit::{BankSlots, ContrastiveSlots, Emitter, Logits};
+use super::emit::{Emitter, Logits};
+use super::emit_contrast::ContrastiveSlots;
 use super::heads::HeadParameters;
 use super::parameters::Norm;
 use crate::program::{Activation, Extent, Fused, Linear, SlotId, WeightOrder};
@@ -74,33 +75,6 @@ impl Emitter<'_> {
                 self.language_model(model, x, transform, decoder)
             }
         }
-    }
-
-    /// Keeps the sentence vectors `[B, d]` and holds them against banks, as far as the options ask for it.
-    fn sentences(&mut self, sentence: SlotId) -> Option<ContrastiveSlots> {
-        if self.options.sentences {
-            self.b.keep(sentence);
-        }
-        let terms = self.options.contrastive?;
-        let b = &mut self.b;
-        let (rows, width) = b.shape(sentence);
-        let ids = b.int_input("contrastive.ids", rows);
-        let labels = terms.supervised.then(|| b.int_input("contrastive.labels", rows));
-        let names = ["pretrained", "finetuned", "snapshots"];
-        let bank = |which: usize| {
-            let name = |part: &str| format!("{}.{part}", names[which]);
-            let extent = Extent::Fixed(terms.bank_rows[which]);
-            let bank = b.input(name("bank"), extent, width);
-            let bank_ids = b.int_input(name("ids"), extent);
-            let bank_labels = terms.supervised.then(|| b.int_input(name("labels"), extent));
-            let weights = b.input(name("weights"), Extent::Fixed(1), 2);
-            let pair = labels.zip(bank_labels).map(|(of_rows, of_bank)| [of_rows, of_bank]);
-            let keys = [ids, bank_ids];
-            let losses =
-                b.contrastive(&name("losses"), sentence, bank, keys, pair, terms.temperature, weights);
-            BankSlots { rows: bank, ids: bank_ids, labels: bank_labels, weights, losses }
-        };
-        Some(ContrastiveSlots { ids, labels, banks: [0, 1, 2].map(bank) })
     }
 
     fn sequence_loss(&mut self, logits: SlotId) -> SlotId {

@@ -10,6 +10,7 @@ mod compact;
 mod config;
 mod distilbert;
 mod emit;
+mod emit_contrast;
 mod emit_head;
 mod emit_knowledge;
 mod emit_sublayer;
@@ -37,10 +38,8 @@ pub use self::compact::EmptySublayers;
 pub use self::config::{
     DropoutProbabilities, Family, LayerShape, ModelConfig, NormOrder, Sublayer, positions,
 };
-pub use self::emit::{
-    BankSlots, ContrastiveSlots, ContrastiveTerms, EmitOptions, Inputs, LayerSlots, Logits, ModelProgram,
-    SampledTaps,
-};
+pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, SampledTaps};
+pub use self::emit_contrast::{BankSlots, ContrastiveSlots, ContrastiveTerms};
 pub use self::emit_sublayer::SublayerEmitter;
 pub use self::heads::{Head, HeadParameters};
 pub use self::hub::resolve;

@@ -59,10 +59,10 @@ impl Options {
         self.extra / snapshots.max(1)
     }
 
-    /// Most bank rows that are candidates at once, for batches of up to `rows` and banks of up to `snapshots` vectors an
-    /// example; at least one.
-    pub fn bank_rows(&self, rows: usize, snapshots: usize) -> usize {
-        let of = |snapshots: usize| snapshots * (rows + self.extra_examples(snapshots));
+    /// Most bank rows that are candidates at once, for batches of up to `rows` and banks of up to `snapshots` vectors for each
+    /// of `examples`; at least one.
+    pub fn bank_rows(&self, rows: usize, snapshots: usize, examples: usize) -> usize {
+        let of = |snapshots: usize| snapshots * (rows + self.extra_examples(snapshots).min(examples));
         (1..=snapshots).map(of).max().unwrap_or(0).max(1)
     }
 }
@@ -113,10 +113,11 @@ mod tests {
     #[test]
     fn a_program_has_room_for_any_number_of_snapshots() {
         let options = Options::unstructured(true);
-        assert_eq!(options.bank_rows(32, 1), 4128);
+        assert_eq!(options.bank_rows(32, 1, 10_000), 4128);
         // Five snapshots: 819 examples give 4,095 rows.
-        assert_eq!(options.bank_rows(32, 5), 5 * 32 + 4095);
-        assert_eq!(options.bank_rows(32, 9), 9 * 32 + 4095);
-        assert_eq!(Options { extra: 0, ..options }.bank_rows(8, 0), 1);
+        assert_eq!(options.bank_rows(32, 5, 10_000), 5 * 32 + 4095);
+        assert_eq!(options.bank_rows(32, 9, 10_000), 9 * 32 + 4095);
+        assert_eq!(options.bank_rows(32, 1, 3668), 3700);
+        assert_eq!(Options { extra: 0, ..options }.bank_rows(8, 0, 10_000), 1);
     }
 }

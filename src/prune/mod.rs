@@ -9,6 +9,7 @@
 //! `cholesky` for its normal equations.
 
 pub mod calibrate;
+pub mod cap;
 pub mod cholesky;
 pub mod clustering;
 pub mod contrastive;

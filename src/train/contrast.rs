@@ -1,8 +1,9 @@
 //! The contrastive terms of a training that prunes (CAP): banks, candidates, and the inputs of each micro-batch.
 //!
-//! The bank of the teacher is there from the start; the model itself fills another at the start of every epoch, the first
-//! of which is the model before any pruning. Each is written beside the checkpoint when it is filled, so a run that continues
-//! reads what it compared with before. Candidates are drawn by (seed, forward pass, bank).
+//! The bank of the teacher is there from the start. The model itself fills others: masked training one at the start of every
+//! epoch, CAP-f one before every pruning; the first of them is of the model before any pruning. Each is written beside the
+//! checkpoint when it is filled, so a run that continues reads what it compared with before. Candidates are drawn by (seed,
+//! forward pass, bank).
 //!
 //! The published code takes a batch for what one device runs at a time. Here that is the micro-batch: its rows are each
 //! other's candidates, and its term is weighted by its share of the optimiser step.
@@ -25,12 +26,12 @@ use crate::session::{Prepared, Session};
 #[derive(Debug)]
 pub struct Contrast {
     options: Options,
-    supervised: bool,
+    terms: ContrastiveTerms,
     seed: u64,
     token_budget: usize,
     teacher: Arc<Teacher>,
     /// Of the model at the start of each epoch so far.
-    own: Vec<Bank>,
+    own: Vec<Arc<Bank>>,
     encoder: Option<Encoder>,
     /// What the losses of each bank were multiplied by in the last micro-batch.
     weights: [[f64; 2]; 3],
@@ -39,16 +40,9 @@ pub struct Contrast {
     values: Vec<f32>,
 }
 
-/// The terms to emit for micro-batches of up to `rows` rows in a training of `epochs` epochs.
-pub fn terms(options: &Options, supervised: bool, rows: usize, epochs: u64) -> ContrastiveTerms {
-    let snapshots = epochs.saturating_sub(1) as usize;
-    let bank_rows = [1, 1, snapshots].map(|count| options.bank_rows(rows, count));
-    ContrastiveTerms { temperature: options.temperature as f32, bank_rows, supervised }
-}
-
-/// File of the bank that the model filled at the start of an epoch.
-fn file(folder: &Path, epoch: usize) -> PathBuf {
-    folder.join(format!("sentences-{epoch}.f16"))
+/// File of the bank that the model filled before any pruning (0), or the n-th snapshot.
+pub fn file(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("sentences-{number}.f16"))
 }
 
 /// Class of a row; negative where it has none.
@@ -60,23 +54,28 @@ fn label(data: &Dataset, row: usize) -> i32 {
 }
 
 impl Contrast {
-    /// Terms against the bank of `teacher`. Fails where it has none.
+    /// Terms against the bank of `teacher`, and against up to `banks` that the model fills itself, in trainings whose
+    /// micro-batches have up to `rows` rows and `tokens` tokens. Fails where the teacher has no sentence vectors.
     pub fn new(
         options: &Options,
         supervised: bool,
         teacher: Arc<Teacher>,
         seed: u64,
-        token_budget: usize,
+        banks: u64,
+        Extents { sequences: rows, tokens, .. }: Extents,
     ) -> Result<Contrast> {
         options.check()?;
-        if teacher.sentences.is_none() {
+        let Some(bank) = &teacher.sentences else {
             return Err(Error::usage("contrastive pruning needs the sentence vectors of its teacher"));
-        }
+        };
+        let snapshots = banks.saturating_sub(1) as usize;
+        let bank_rows = [1, 1, snapshots].map(|count| options.bank_rows(rows, count, bank.rows()));
+        let terms = ContrastiveTerms { temperature: options.temperature as f32, bank_rows, supervised };
         Ok(Contrast {
             options: *options,
-            supervised,
+            terms,
             seed,
-            token_budget,
+            token_budget: tokens,
             teacher,
             own: Vec::new(),
             encoder: None,
@@ -84,6 +83,21 @@ impl Contrast {
             rows: Vec::new(),
             values: Vec::new(),
         })
+    }
+
+    /// The same with banks that the model has filled before: of itself before any pruning, then its snapshots.
+    pub fn with_banks(self, own: Vec<Arc<Bank>>) -> Contrast {
+        Contrast { own, ..self }
+    }
+
+    /// Weights and sizes.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// What to emit.
+    pub fn terms(&self) -> ContrastiveTerms {
+        self.terms
     }
 
     /// Bytes of the banks that a training of `epochs` epochs fills.
@@ -106,18 +120,12 @@ impl Contrast {
             None => self.encoder.insert(Encoder::new(session, data, self.token_budget)?),
         };
         let bank = encoder.fill(session, data, progress)?;
-        if let Some(teacher) = &self.teacher.sentences
-            && (teacher.rows(), teacher.width()) != (bank.rows(), bank.width())
-        {
-            let of = |bank: &Bank| format!("{} vectors of {} numbers", bank.rows(), bank.width());
-            let message = format!("the teacher gave {}, the model {}", of(teacher), of(&bank));
-            return Err(Error::shape("banks of sentence vectors", message));
-        }
+        self.teacher.check(&bank)?;
         if let Some(folder) = folder {
             bank.save(&file(folder, epoch as usize))?;
         }
         self.own.truncate(epoch as usize);
-        self.own.push(bank);
+        self.own.push(Arc::new(bank));
         Ok(())
     }
 
@@ -125,7 +133,7 @@ impl Contrast {
     pub fn restore(&mut self, folder: &Path, place: Cursor) -> Result<()> {
         let Some(like) = &self.teacher.sentences else { return Ok(()) };
         let filled = place.epoch as usize + usize::from(place.step > 0);
-        let load = |epoch| Bank::load(&file(folder, epoch), like.rows(), like.width());
+        let load = |epoch| Bank::load(&file(folder, epoch), like.rows(), like.width()).map(Arc::new);
         self.own = (0..filled).map(load).collect::<Result<_>>()?;
         Ok(())
     }
@@ -157,7 +165,7 @@ impl Contrast {
             if let Some((mut bank_ids, mut bank_labels)) = candidates {
                 bank_ids.resize(capacity, -1);
                 bank_labels.resize(capacity, -1);
-                let labels = self.supervised.then_some((&labels[..], &bank_labels[..]));
+                let labels = self.terms.supervised.then_some((&labels[..], &bank_labels[..]));
                 let keys = Keys { ids: &ids, bank_ids: &bank_ids, labels };
                 self.weights[which] = term_weights(&self.options, &keys, share);
                 session.executor().write(prepared.id, bank.rows, &self.rows)?;
@@ -181,9 +189,9 @@ impl Contrast {
         draw: u64,
     ) -> Option<(Vec<i32>, Vec<i32>)> {
         let banks: Vec<&Bank> = match which {
-            0 => self.own.iter().take(1).collect(),
+            0 => self.own.iter().take(1).map(Arc::as_ref).collect(),
             1 => self.teacher.sentences.iter().collect(),
-            _ => self.own.iter().skip(1).collect(),
+            _ => self.own.iter().skip(1).map(Arc::as_ref).collect(),
         };
         let first = banks.first()?;
         let extra = self.options.extra_examples(banks.len());
@@ -196,28 +204,14 @@ impl Contrast {
     }
 
     /// The contrastive terms of the micro-batch that has run.
-    pub fn loss(
-        &mut self,
-        session: &Session,
-        prepared: &Prepared,
-        extents: &Extents,
-        place: impl FnOnce() -> String,
-    ) -> Result<f64> {
+    pub fn loss(&mut self, session: &Session, prepared: &Prepared, extents: &Extents) -> Result<f64> {
         let mut loss = 0.0;
-        for (bank, weights) in
-            prepared.slots.contrastive.iter().flat_map(|slots| slots.banks).zip(self.weights)
-        {
+        let banks = prepared.slots.contrastive.iter().flat_map(|slots| slots.banks);
+        for (bank, weights) in banks.zip(self.weights) {
             session.read(prepared, bank.losses, extents, &mut self.values)?;
             for pair in self.values.chunks(2) {
                 loss += weights[0] * f64::from(pair[0]) + weights[1] * f64::from(pair[1]);
             }
-        }
-        if !loss.is_finite() {
-            return Err(Error::NotFinite {
-                what: "the contrastive loss".into(),
-                value: loss,
-                place: place(),
-            });
         }
         Ok(loss)
     }

@@ -133,7 +133,7 @@ pub trait Stepper {
         Ok(())
     }
     /// What it will hold beside the executor's memory, in bytes, and what that is.
-    fn held_bytes(&self) -> Option<(&'static str, usize)> {
+    fn held_bytes(&mut self) -> Option<(&'static str, usize)> {
         None
     }
     /// Brings the parameters to the state that is evaluated and returned.

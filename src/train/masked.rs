@@ -12,23 +12,24 @@ use std::sync::Arc;
 
 use std::path::Path;
 
-use super::contrast::{self, Contrast};
+use super::contrast::Contrast;
 use super::finetune::{RunSize, Stepper};
+use super::objective::Objective;
 use super::recipe::Recipe;
 use super::teacher::Teacher;
 use super::trainer::{StepReport, fill_step};
 use super::update::zero_gradients;
-use crate::data::{Batch, Cursor, Dataset, Step, Targets, Task, TaskKind};
+use crate::data::{Batch, Cursor, Dataset, Step, Task, TaskKind};
 use crate::error::{Error, Result};
 use crate::exec::{Block, ProgramId};
-use crate::model::{Architecture, EmitOptions, Model, WeightMask, WeightMasks};
+use crate::model::{Architecture, Model, WeightMask, WeightMasks};
 use crate::ops::weightmask::hard_concrete_shift;
 use crate::program::{
     Builder, Extent, Extents, MaskFunction, Mode, Op, Parameter, ParameterLayout, Program, SlotId,
 };
 use crate::progress::Progress;
 use crate::prune::sparse::{Budget, Head, MaskPlan, Method, Options, Profile};
-use crate::session::{Prepared, Session, Weighting};
+use crate::session::{Prepared, Session};
 
 /// Marks what a method masks and what it trains: scores alone (and a new head), or everything but the embeddings.
 pub fn prepare_model(model: &mut Model, options: &Options) {
@@ -143,9 +144,7 @@ pub struct MaskedTrainer {
     recipe: Recipe,
     options: Options,
     plan: MaskPlan,
-    /// What the teacher says of each row of the training data.
-    teacher: Option<Arc<Teacher>>,
-    contrast: Option<Contrast>,
+    objective: Objective,
     seed: u64,
     train: Prepared,
     programs: Programs,
@@ -182,23 +181,15 @@ impl MaskedTrainer {
         let layout = architecture.layout.clone();
         let schedule = options.schedule(&task.name, size.total_steps, size.epoch_steps)?;
         let plan = MaskPlan::new(options, schedule, &architecture.layer_matrices(), &layout)?;
-        if options.distillation.is_some() != teacher.is_some() {
-            return Err(Error::usage("distillation needs a teacher, and a teacher distillation"));
-        }
-        let one_number = architecture.head == crate::model::Head::Regression;
-        let distillation =
-            options.distillation.filter(|_| !one_number).map(|distillation| distillation.temperature as f32);
-        let supervised = task.kind == TaskKind::Classification;
-        let (rows, epochs) = (size.capacity.sequences, size.epochs());
-        let contrastive = options.contrast.map(|options| contrast::terms(&options, supervised, rows, epochs));
         let contrast = match (&options.contrast, &teacher) {
             (Some(options), Some(teacher)) => {
-                Some(Contrast::new(options, supervised, teacher.clone(), seed, size.capacity.tokens)?)
+                let (supervised, teacher) = (task.kind == TaskKind::Classification, teacher.clone());
+                Some(Contrast::new(options, supervised, teacher, seed, size.epochs(), size.capacity)?)
             }
-            (Some(_), None) => return Err(Error::usage("contrastive pruning needs a teacher")),
-            (None, _) => None,
+            _ => None,
         };
-        let emit = EmitOptions { loss: true, distillation, contrastive, ..EmitOptions::default() };
+        let objective = Objective::new(options.distillation, teacher, contrast)?;
+        let emit = objective.emit_options(architecture.head == crate::model::Head::Regression);
         let train = session.prepare(Mode::TRAIN, &emit, size.capacity)?;
         let programs = Programs::emit(&layout, options, &plan, recipe.max_gradient_norm as f32);
         let nothing = Extents::default();
@@ -213,8 +204,7 @@ impl MaskedTrainer {
             recipe: recipe.clone(),
             options: options.clone(),
             plan,
-            teacher,
-            contrast,
+            objective,
             seed,
             train,
             programs,
@@ -292,57 +282,6 @@ impl MaskedTrainer {
         [self.seed as u32 as i32, (self.seed >> 32) as u32 as i32, self.step as u32 as i32]
     }
 
-    /// Writes what a teacher changes of the inputs of a micro-batch whose step has `total` losses.
-    fn feed_teacher(&mut self, session: &mut Session, total: usize) -> Result<()> {
-        let (Some(distillation), Some(teacher)) = (self.options.distillation, &self.teacher) else {
-            return Ok(());
-        };
-        let (task_share, teacher_share) = (distillation.task_weight, distillation.teacher_weight);
-        let (rows, inputs, id) = (&self.batch.rows, self.train.slots.inputs, self.train.id);
-        let mut write = |slot: Option<SlotId>, values: &[f32]| match slot {
-            Some(slot) => session.executor().write(id, slot, values),
-            None => Ok(()),
-        };
-        let each = |share: f64| vec![(share / total as f64) as f32; rows.len()];
-        if let Targets::Values(targets) = &self.batch.targets {
-            // For one number: a·(x − y)² + b·(x − t)² has the gradient of (a + b)·(x − m)², m the weighted mean.
-            let sum = task_share + teacher_share;
-            let mixed = |(target, row): (&f32, &usize)| {
-                ((task_share * f64::from(*target) + teacher_share * f64::from(teacher.outputs[*row][0]))
-                    / sum) as f32
-            };
-            write(inputs.targets, &targets.iter().zip(rows).map(mixed).collect::<Vec<_>>())?;
-            return write(inputs.weights, &each(sum));
-        }
-        write(inputs.weights, &each(task_share))?;
-        write(inputs.teacher_weights, &each(teacher_share))?;
-        let outputs: Vec<f32> = rows.iter().flat_map(|&row| teacher.outputs[row].iter().copied()).collect();
-        write(inputs.teacher_logits, &outputs)
-    }
-
-    /// Loss of the micro-batch that has run.
-    fn loss(&mut self, session: &mut Session, weighting: Weighting, extents: &Extents) -> Result<f64> {
-        let place = || format!("at training step {}", self.step + 1);
-        let (Some(distillation), Weighting::Mean { total }) = (self.options.distillation, weighting) else {
-            return session.loss(&self.train, &self.batch, weighting, extents, place);
-        };
-        let mut loss = 0.0;
-        let slots = [
-            (self.train.slots.losses, distillation.task_weight),
-            (self.train.slots.distillation_losses, distillation.teacher_weight),
-        ];
-        for (slot, share) in slots {
-            let Some(slot) = slot else { continue };
-            session.read(&self.train, slot, extents, &mut self.values)?;
-            let sum: f64 = self.values.iter().map(|&loss| f64::from(loss)).sum();
-            loss += share * sum / total as f64;
-        }
-        if !loss.is_finite() {
-            return Err(Error::NotFinite { what: "the loss".into(), value: loss, place: place() });
-        }
-        Ok(loss)
-    }
-
     /// Gradients of scores and weights, their norm, and the update. Returns the norm.
     fn update(&mut self, session: &mut Session) -> Result<f64> {
         let nothing = Extents::default();
@@ -410,27 +349,19 @@ impl Stepper for MaskedTrainer {
 
     fn run(&mut self, session: &mut Session, data: &Dataset, step: &Step) -> Result<StepReport> {
         let total = fill_step(&mut self.totals, data, step)?;
-        let weighting = Weighting::Mean { total };
         let budget = self.budget(session)?;
         self.mask(session, self.masks, false, &budget)?;
         session.executor().run(self.zero, &Extents::default())?;
         let mut loss = 0.0;
         for index in 0..step.micro_batches.len() {
             std::mem::swap(&mut self.batch, &mut self.totals[index]);
-            let extents = session.feed(&self.train, &self.batch, weighting)?;
-            self.feed_teacher(session, total)?;
-            if let Some(contrast) = &mut self.contrast {
-                let share = self.batch.row_count() as f64 / step.examples() as f64;
-                contrast.feed(session, &self.train, data, &self.batch, share, self.draw)?;
-            }
+            let of_step = (step, total);
+            let extents = self.objective.feed(session, &self.train, data, &self.batch, of_step, self.draw)?;
             session.write_dropout_key(&self.train, self.seed, self.draw)?;
             self.draw += 1;
             session.run(&self.train, &extents)?;
-            loss += self.loss(session, weighting, &extents)?;
-            if let Some(contrast) = &mut self.contrast {
-                let place = || format!("at training step {}", self.step + 1);
-                loss += contrast.loss(session, &self.train, &extents, place)?;
-            }
+            let place = || format!("at training step {}", self.step + 1);
+            loss += self.objective.loss(session, &self.train, &self.batch, total, &extents, place)?;
         }
         let gradient_norm = self.update(session)?;
         let learning_rate = self.recipe.learning_rate_at(self.step, self.size.total_steps);
@@ -446,21 +377,22 @@ impl Stepper for MaskedTrainer {
         folder: Option<&Path>,
         progress: &Progress,
     ) -> Result<()> {
-        if self.contrast.is_some() {
-            self.settle(session)?;
+        if self.objective.contrast().is_none() {
+            return Ok(());
         }
-        match &mut self.contrast {
+        self.settle(session)?;
+        match self.objective.contrast() {
             Some(contrast) => contrast.begin_epoch(session, data, epoch, folder, progress),
             None => Ok(()),
         }
     }
 
     fn restore(&mut self, folder: &Path, place: Cursor) -> Result<()> {
-        self.contrast.as_mut().map_or(Ok(()), |contrast| contrast.restore(folder, place))
+        self.objective.contrast().map_or(Ok(()), |contrast| contrast.restore(folder, place))
     }
 
-    fn held_bytes(&self) -> Option<(&'static str, usize)> {
-        let bytes = self.contrast.as_ref()?.bytes(self.size.epochs());
+    fn held_bytes(&mut self) -> Option<(&'static str, usize)> {
+        let bytes = self.objective.contrast()?.bytes(self.size.epochs());
         Some(("banks of sentence vectors", bytes))
     }
 
@@ -490,14 +422,7 @@ impl Stepper for MaskedTrainer {
     fn identity(&self) -> String {
         let mut hash = blake3::Hasher::new();
         hash.update(format!("{:?}", self.options).as_bytes());
-        if let Some(teacher) = &self.teacher {
-            for outputs in &teacher.outputs {
-                hash.update(bytemuck::cast_slice(outputs));
-            }
-            if let Some(bank) = &teacher.sentences {
-                hash.update(bank.as_bytes());
-            }
-        }
+        hash.update(self.objective.identity().as_bytes());
         hash.finalize().to_hex().to_string()
     }
 }

@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod contrast;
 pub mod finetune;
 pub mod masked;
+pub mod objective;
 pub mod recipe;
 pub mod teacher;
 pub mod trainer;

@@ -77,6 +77,19 @@ pub struct Teacher {
     pub sentences: Option<Bank>,
 }
 
+impl Teacher {
+    /// Fails where a bank of the model it teaches has other rows than its own, or vectors of another width.
+    pub fn check(&self, bank: &Bank) -> Result<()> {
+        let Some(own) = &self.sentences else { return Ok(()) };
+        if (own.rows(), own.width()) == (bank.rows(), bank.width()) {
+            return Ok(());
+        }
+        let of = |bank: &Bank| format!("{} vectors of {} numbers", bank.rows(), bank.width());
+        let message = format!("the teacher gave {}, the model {}", of(own), of(bank));
+        Err(Error::shape("banks of sentence vectors", message))
+    }
+}
+
 /// Asks a teacher for its outputs and, where `sentences` says so, for its sentence vectors.
 pub fn ask(
     model: Model,

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use super::finetune::Stepper;
+use super::objective::Objective;
 use super::recipe::Recipe;
 use super::update::{Update, zero_gradients};
 use crate::data::{Batch, Dataset, Step};
 use crate::error::{Error, Result};
 use crate::exec::{Block, ProgramId};
-use crate::model::EmitOptions;
+use crate::model::Head;
 use crate::program::{AdamWForm, Extents, Mode};
-use crate::session::{Prepared, Session, Weighting};
+use crate::session::{Prepared, Session};
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,6 +28,7 @@ pub struct StepReport {
 #[derive(Debug)]
 pub struct Trainer {
     recipe: Recipe,
+    objective: Objective,
     seed: u64,
     train: Prepared,
     zero: ProgramId,
@@ -50,8 +52,20 @@ impl Trainer {
         total_steps: u64,
         capacity: Extents,
     ) -> Result<Trainer> {
+        Trainer::with_objective(session, recipe, Objective::default(), seed, total_steps, capacity)
+    }
+
+    /// The same with a loss to which other models add.
+    pub fn with_objective(
+        session: &mut Session,
+        recipe: &Recipe,
+        objective: Objective,
+        seed: u64,
+        total_steps: u64,
+        capacity: Extents,
+    ) -> Result<Trainer> {
         recipe.check()?;
-        let options = EmitOptions { loss: true, ..EmitOptions::default() };
+        let options = objective.emit_options(session.model().architecture.head == Head::Regression);
         let train = session.prepare(Mode::TRAIN, &options, capacity)?;
         let layout = session.model().layout().clone();
         let update = Update::emit(layout.clone(), recipe.max_gradient_norm as f32, AdamWForm::Torch);
@@ -60,6 +74,7 @@ impl Trainer {
         let zero = session.executor().prepare(zero_gradients(layout), nothing)?;
         Ok(Trainer {
             recipe: recipe.clone(),
+            objective,
             seed,
             train,
             zero,
@@ -123,20 +138,24 @@ impl Stepper for Trainer {
         ]
     }
 
+    fn identity(&self) -> String {
+        self.objective.identity()
+    }
+
     fn run(&mut self, session: &mut Session, data: &Dataset, step: &Step) -> Result<StepReport> {
         let total = fill_step(&mut self.totals, data, step)?;
-        let weighting = Weighting::Mean { total };
         let nothing = Extents::default();
         session.executor().run(self.zero, &nothing)?;
         let mut loss = 0.0;
         for index in 0..step.micro_batches.len() {
             std::mem::swap(&mut self.batch, &mut self.totals[index]);
-            let extents = session.feed(&self.train, &self.batch, weighting)?;
+            let of_step = (step, total);
+            let extents = self.objective.feed(session, &self.train, data, &self.batch, of_step, self.draw)?;
             session.write_dropout_key(&self.train, self.seed, self.draw)?;
             self.draw += 1;
             session.run(&self.train, &extents)?;
             let place = || format!("at training step {}", self.step + 1);
-            loss += session.loss(&self.train, &self.batch, weighting, &extents, place)?;
+            loss += self.objective.loss(session, &self.train, &self.batch, total, &extents, place)?;
         }
         let hyper = self.recipe.hyper(self.step, self.total_steps);
         session.executor().write_wide(self.update_id, self.update.hyper, &hyper)?;

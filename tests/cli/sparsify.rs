@@ -24,14 +24,14 @@ fn table(folder: &Path) -> PathBuf {
     data
 }
 
-struct Fixture {
+pub struct Fixture {
     folder: tempfile::TempDir,
-    model: PathBuf,
-    data: PathBuf,
+    pub model: PathBuf,
+    pub data: PathBuf,
 }
 
 impl Fixture {
-    fn new() -> Fixture {
+    pub fn new() -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let more = ["--train-tokenizer", "300", "--steps", "4", "--batch-size", "4"];
         let (model, _) = pretrained(folder.path(), "masked-lm", &more);
@@ -39,8 +39,17 @@ impl Fixture {
         Fixture { folder, model, data }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The model, fine-tuned.
+    pub fn teacher(&self) -> PathBuf {
+        let teacher = self.path("teacher");
+        let mut tune = vec!["finetune", "--model", text(&self.model), "--task", "table"];
+        tune.extend(["--data", text(&self.data), "--out", text(&teacher), "--epochs", "1"]);
+        run(&tune);
+        teacher
     }
 
     /// Arguments of a run that writes to `out`.
@@ -138,7 +147,7 @@ fn a_teacher_must_be_of_the_same_task() {
 }
 
 /// A classifier of the fixture's task, twice as wide as its model.
-fn wide_classifier(fixture: &Fixture, narrow: &Path) -> PathBuf {
+pub fn wide_classifier(fixture: &Fixture, narrow: &Path) -> PathBuf {
     let out = fixture.path("wide");
     let text = std::fs::read_to_string(narrow.join("config.json")).unwrap();
     let mut fields: Value = serde_json::from_str(&text).unwrap();
@@ -158,11 +167,7 @@ fn contrastive_pruning_learns_from_a_teacher_of_its_width() {
     let cap = |method: &'static str| ["--method", method, "--keep-weights", "0.3"];
     fixture.refused(&cap("cap-m"), "--teacher");
     fixture.refused(&cap("cap-soft"), "--teacher");
-    let teacher = fixture.path("teacher");
-    let data = text(&fixture.data);
-    let mut tune = vec!["finetune", "--model", text(&fixture.model), "--task", "table", "--data", data];
-    tune.extend(["--out", text(&teacher), "--epochs", "1"]);
-    run(&tune);
+    let (teacher, data) = (fixture.teacher(), text(&fixture.data));
     let taught = |method, more: &[&'static str]| {
         let mut all: Vec<String> = cap(method).map(String::from).to_vec();
         all.extend(["--teacher", text(&teacher)].map(String::from));
@@ -188,7 +193,7 @@ fn contrastive_pruning_learns_from_a_teacher_of_its_width() {
     refused(taught("cap-m", &["--contrastive-weights=-1,0"]), "at least 0");
     refused(taught("cap-m", &["--contrastive-temperature", "0"]), "positive");
     refused(taught("cap-m", &["--lambda", "3"]), "belongs to");
-    refused(taught("movement", &["--extra-candidates", "3"]), "belong to");
+    refused(taught("movement", &["--extra-candidates", "3"]), "belongs to");
     let wide = wide_classifier(&fixture, &teacher);
     let arguments = [&cap("cap-m")[..], &["--teacher", text(&wide)]].concat();
     fixture.refused(&arguments, "same hidden size");

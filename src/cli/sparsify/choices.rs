@@ -1,13 +1,14 @@
 //! Options of `secateur sparsify`, and what they resolve to under a profile.
 
 use clap::{Args, ValueEnum};
-use secateur::data::{Task, TaskKind};
+use secateur::data::Task;
 use secateur::model::Family;
 use secateur::prune::sparse::options::Setting;
 use secateur::prune::sparse::{Curve, Head, Masking, Method, Options, Profile};
 use secateur::report::record::{Choice, Method as MethodRecord};
 use secateur::{Error, Result};
 
+use super::super::contrast::ContrastOptions;
 use super::super::options;
 
 /// Method and choices.
@@ -62,16 +63,8 @@ pub struct Choices {
     /// learn from its sentence vectors too (weights 0.1 and 0.9).
     #[arg(long, value_name = "DIR")]
     pub teacher: Option<String>,
-    /// cap-m, cap-soft: weights of the contrastive losses, of the same example and of the same class. Default: 0.1,10;
-    /// of SQuAD 0.5,0.
-    #[arg(long, value_name = "EXAMPLE,CLASS", value_delimiter = ',', num_args = 1)]
-    pub contrastive_weights: Option<Vec<f64>>,
-    /// cap-m, cap-soft: temperature of the contrastive losses. Default: 0.1.
-    #[arg(long, value_name = "TAU")]
-    pub contrastive_temperature: Option<f64>,
-    /// cap-m, cap-soft: sentence vectors of each bank that a batch is compared with beside its own. Default: 4096.
-    #[arg(long, value_name = "N")]
-    pub extra_candidates: Option<usize>,
+    #[command(flatten)]
+    pub contrast: ContrastOptions,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,41 +209,15 @@ impl Choices {
         if self.trained_head {
             options.head = Head::Trained;
         }
-        self.resolve_contrast(&mut options, task)?;
-        Ok(options)
-    }
-
-    fn resolve_contrast(&self, options: &mut Options, task: &Task) -> Result<()> {
-        let given = self.contrastive_weights.is_some()
-            || self.contrastive_temperature.is_some()
-            || self.extra_candidates.is_some();
-        let Some(contrast) = &mut options.contrast else {
-            return match given {
-                true => Err(Error::usage(
-                    "--contrastive-weights, --contrastive-temperature and --extra-candidates belong to --method cap-m and \
-                     cap-soft",
-                )),
-                false => Ok(()),
-            };
-        };
-        let classes = task.kind == TaskKind::Classification;
-        match self.contrastive_weights.as_deref() {
-            None if !classes => contrast.supervised_weight = 0.0,
-            None => {}
-            Some(&[example, class]) if classes || class == 0.0 => {
-                (contrast.unsupervised_weight, contrast.supervised_weight) = (example, class);
-            }
-            Some([_, class]) => {
-                return Err(Error::usage(format!(
-                    "--contrastive-weights: the task {} has no classes, so the second weight must be 0, not {class}",
-                    task.name
-                )));
-            }
-            Some(_) => return Err(Error::usage("--contrastive-weights takes two numbers: EXAMPLE,CLASS")),
+        match &mut options.contrast {
+            Some(contrast) => self.contrast.resolve(contrast, task)?,
+            None => only(
+                self.contrast.given(),
+                "--contrastive-weights, --contrastive-temperature or --extra-candidates",
+                "--method cap-m and cap-soft",
+            )?,
         }
-        contrast.temperature = self.contrastive_temperature.unwrap_or(contrast.temperature);
-        contrast.extra = self.extra_candidates.unwrap_or(contrast.extra);
-        contrast.check()
+        Ok(options)
     }
 
     /// The same for the record, each marked where it was given.
@@ -291,12 +258,8 @@ impl Choices {
             set("distillation", format!("{a} task, {b} teacher, temperature {t}"), false);
         }
         if let Some(contrast) = &options.contrast {
-            let weights = format!("{},{}", contrast.unsupervised_weight, contrast.supervised_weight);
-            set("contrastive-weights", weights, self.contrastive_weights.is_some());
-            let temperature = contrast.temperature.to_string();
-            set("contrastive-temperature", temperature, self.contrastive_temperature.is_some());
-            set("extra-candidates", contrast.extra.to_string(), self.extra_candidates.is_some());
             set("rests", format!("{:?}", options.rests), false);
+            self.contrast.record(contrast, &mut record);
         }
         record
     }

@@ -438,6 +438,16 @@ impl<D: Device> Executor for DeviceExecutor<D> {
     }
 
     fn write(&mut self, id: ProgramId, slot: SlotId, data: &[f32]) -> Result<()> {
+        let (program, capacity) = (&self.programs[id.0].program, self.programs[id.0].plan.capacity);
+        if program.slot(slot).storage == Storage::Input {
+            let matrix = self.slot(id, slot, &capacity)?;
+            let whole =
+                data.len().is_multiple_of(matrix.cols.max(1)) && data.len() <= matrix.rows * matrix.cols;
+            // Candidates of contrastive losses are tens of megabytes a step: rows without padding go as they are.
+            if whole && matrix.element == ElementType::F32 && matrix.ld == matrix.cols {
+                return self.device.upload(matrix.address, bytemuck::cast_slice(data));
+            }
+        }
         self.write_with(id, slot, data.len(), |i| data[i])
     }
 

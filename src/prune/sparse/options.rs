@@ -4,7 +4,7 @@
 //! two contradict each other (its schedules and ramps are the ones the published numbers come from) and with what cannot
 //! be run repaired. Every run record shows the resolved values.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::fractions::authors_temperature;
 use super::schedule::{Curve, Ramp, Schedule};
@@ -79,7 +79,7 @@ pub enum Head {
 }
 
 /// Learning from a teacher's logits beside the labels.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Distillation {
     /// Weight of the task's own loss.
     pub task_weight: f64,
