@@ -14,8 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::{LayerWidths, Model, UnitMasks};
 use crate::progress::Progress;
 use crate::prune::contrastive;
-use crate::prune::mask_gradients::{Grouping, Objective, Source, mask_gradients};
-use crate::prune::mask_tuning::Importance;
+use crate::prune::mask_gradients::{Grouping, Importance, Objective, Source, mask_gradients};
 use crate::prune::sparse::Distillation;
 use crate::session::{Device, Session};
 
