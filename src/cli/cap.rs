@@ -31,9 +31,10 @@ use super::{evaluate, finetune as finetune_command, load, prune, training};
 /// Before each step the units are scored by the gradients of their masks on the training rows; those that go are removed, so
 /// every step trains a smaller model. The training learns from the labels, from the teacher's answers, and from the sentence
 /// vectors of the pre-trained model, of the teacher and of the model before each step. --epochs and --steps are those after
-/// each step; the default is 2 epochs of batches of 16, learning rate 2e-5 (SQuAD 3e-5), decay 0.01, warm-up 0.1. Writes the model, masks.json (of the
-/// model as it was given), run.json and report.html. Interrupted with Ctrl-C, the run is continued by the same command with
-/// --resume.
+/// each step; the default is 2 epochs of batches of 16, learning rate 2e-5 (SQuAD 3e-5), decay 0.01, warm-up 0.1.
+///
+/// Writes the model, masks.json (of the model as it was given), run.json and report.html. Interrupted with Ctrl-C, the run is
+/// continued by the same command with --resume.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  secateur cap-f --model bert-base-uncased --teacher TUNED --task mrpc --data MRPC --keep-flops 0.5 --out small"
@@ -119,6 +120,9 @@ impl CapF {
         record.method = Some(self.describe(&options));
         let folder = output.path().join(CHECKPOINTS);
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "creating"))?;
+        let (keep, steps, seed) = (self.keep_flops, self.train.steps, context.seed);
+        let choices = format!("{options:?}{recipe:?}{keep}{steps:?}{seed}");
+        let identity = identity(&model, &teacher, &data, &choices);
         let job = Job {
             context,
             task: &task,
@@ -130,9 +134,9 @@ impl CapF {
             options: &options,
             recipe: &recipe,
             dense: &dense,
-            steps: self.train.steps,
-            identity: identity(&model, &data, (&options, &recipe), self.train.steps, context.seed),
+            steps,
             folder,
+            identity,
         };
         let mut state =
             State { model, kept: UnitMasks::ones(&dense), banks: Vec::new(), training: Vec::new() };
@@ -183,19 +187,17 @@ impl CapF {
 }
 
 /// Identifies a run: a step that another left is refused.
-fn identity(
-    model: &Model,
-    data: &Dataset,
-    choices: (&Options, &Recipe),
-    steps: Option<u64>,
-    seed: u64,
-) -> String {
+fn identity(model: &Model, teacher: &Teacher, data: &Dataset, choices: &str) -> String {
     let mut hash = blake3::Hasher::new();
-    hash.update(format!("{choices:?}{steps:?}{seed}").as_bytes());
+    hash.update(choices.as_bytes());
     hash.update(bytemuck::cast_slice(&model.values));
     for example in &data.examples {
         hash.update(format!("{example:?}").as_bytes());
     }
+    for outputs in &teacher.outputs {
+        hash.update(bytemuck::cast_slice(outputs));
+    }
+    hash.update(teacher.sentences.as_ref().map_or(&[], Bank::as_bytes));
     hash.finalize().to_hex().to_string()
 }
 
@@ -222,8 +224,7 @@ impl Job<'_> {
         let (identity, trained): (String, Vec<Training>) =
             serde_json::from_str(&text).map_err(|e| Error::format(&path, e.to_string()))?;
         if identity != self.identity {
-            let message =
-                "belongs to another run (other model, data, choices or seed); remove it to start anew";
+            let message = "belongs to another run (other model, teacher, data, choices or seed); remove it to start anew";
             return Err(Error::format(&path, message));
         }
         state.model = Model::load(&folder, HeadRequest::Task(self.head), self.context.seed)?;

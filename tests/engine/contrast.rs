@@ -11,7 +11,10 @@ use secateur::model::{ContrastiveSlots, ContrastiveTerms, EmitOptions, Head, Mod
 use secateur::ops::contrastive::Keys;
 use secateur::program::{Extents, Mode, Storage};
 use secateur::progress::{Interrupt, Progress};
+use secateur::prune::UnitMasks;
+use secateur::prune::cap;
 use secateur::prune::contrastive::{self, term_weights};
+use secateur::prune::mask_gradients::{Grouping, Importance, Objective, Source, mask_gradients};
 use secateur::prune::sparse::options::Setting;
 use secateur::prune::sparse::{Method, Options, Profile};
 use secateur::session::{Device, Prepared, Session, Weighting};
@@ -476,5 +479,32 @@ fn steps_on_a_device_follow_the_cpu() {
                 "{precision:?}: {found}, on the CPU {expected}"
             );
         }
+    }
+}
+
+#[test]
+fn structured_scores_are_sums_of_absolute_mask_gradients() {
+    let model = models::model("bert", CLASSES, 0.1);
+    let examples = models::examples("bert", CLASSES, 23, 5);
+    let masks = UnitMasks::ones(&model.config().widths());
+    let mut session = Session::of(&model, Device::Cpu).expect("a session");
+    let (source, grouping) = (Source::Rows(&examples), Grouping::MiniBatches(4));
+    let progress = Progress::silent();
+    let gradients = mask_gradients(&mut session, source, grouping, Objective::Loss, &masks, &progress)
+        .expect("gradients");
+    let options = cap::Options::new(false);
+    let score = |options: &cap::Options| {
+        cap::score(&model, Device::Cpu, &examples, 4, options, &progress).expect("scores")
+    };
+    let (plain, normalised) = (score(&cap::Options { normalise: false, ..options.clone() }), score(&options));
+    let layers = |importance: &Importance| [importance.heads.clone(), importance.neurons.clone()].concat();
+    let found = [gradients.heads, gradients.neurons].concat();
+    for ((gradients, plain), normalised) in found.iter().zip(layers(&plain)).zip(layers(&normalised)) {
+        let expected: Vec<f64> = (0..plain.len())
+            .map(|unit| gradients.chunks(plain.len()).map(|batch| batch[unit].abs()).sum())
+            .collect();
+        assert_eq!(plain, expected);
+        let norm = expected.iter().map(|score| score * score).sum::<f64>().sqrt();
+        assert!(expected.iter().zip(&normalised).all(|(e, n)| (e / norm - n).abs() < 1e-12));
     }
 }
