@@ -14,7 +14,7 @@ use crate::program::cost::{self, Cost};
 use crate::program::{Access, Extent, Extents, Mode, Op, Program};
 use crate::progress::Progress;
 use crate::session::{Session, Weighting};
-use crate::train::finetune::Stepper as _;
+use crate::train::stepper::Stepper as _;
 use crate::train::{Recipe, Trainer};
 
 /// One model, forward or training.

@@ -1,8 +1,8 @@
 //! A whole training run: epochs of steps, an evaluation after each, the best epoch kept, checkpoints on the way.
 //!
-//! Fine-tuning, pre-training and the training of weight masks are the same run with different data, heads and steps. What is saved on the way is enough to
-//! continue after any interruption to the same bits (`checkpoint`); the model returned is that of
-//! the best epoch by the task's main metric (algorithms of the papers: "load best at the end").
+//! Fine-tuning, pre-training and the training of weight masks are the same run with different data, heads and steps
+//! ([`Stepper`]). What is saved on the way is enough to continue after any interruption to the same bits (`checkpoint`); the
+//! model returned is that of the best epoch by the task's main metric (algorithms of the papers: "load best at the end").
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::checkpoint::{self, Progress as Place};
 use super::recipe::Recipe;
-use super::trainer::{StepReport, Trainer};
+use super::stepper::{RunSize, Stepper};
+use super::trainer::Trainer;
 use crate::data::batcher::{BatchSize, TrainOptions};
-use crate::data::{Cursor, Dataset, Step, Task, TrainBatcher};
+use crate::data::{Cursor, Dataset, Task, TrainBatcher};
 use crate::error::{Error, Result};
 use crate::eval::TaskMetrics;
 use crate::eval::evaluate::Evaluator;
@@ -103,74 +104,6 @@ const BEST: &str = "best_parameters.f32";
 
 /// File of the bits of its weight masks.
 const BEST_MASKS: &str = "best_masks.u64";
-
-/// What a run repeats: one optimiser step, and how its state is saved.
-pub trait Stepper {
-    /// Optimiser steps done.
-    fn step(&self) -> u64;
-    /// Forward passes with dropout done.
-    fn draw(&self) -> u64;
-    /// Continues at a saved place.
-    fn seek(&mut self, step: u64, draw: u64);
-    /// Runs one optimiser step on the rows of `step`, taken from `data`.
-    fn run(&mut self, session: &mut Session, data: &Dataset, step: &Step) -> Result<StepReport>;
-    /// Blocks that a checkpoint holds, by their names in it.
-    fn blocks(&self) -> &'static [(&'static str, Block)];
-    /// Prepares for the epoch whose first step comes next; what it leaves in `folder`, that of the checkpoints, is for
-    /// [`Stepper::restore`].
-    fn begin_epoch(
-        &mut self,
-        _: &mut Session,
-        _data: &Dataset,
-        _epoch: u64,
-        _folder: Option<&Path>,
-        _: &Progress,
-    ) -> Result<()> {
-        Ok(())
-    }
-    /// Takes back from `folder` what earlier epochs left there, for a run that continues at `place`.
-    fn restore(&mut self, _folder: &Path, _place: Cursor) -> Result<()> {
-        Ok(())
-    }
-    /// What it will hold beside the executor's memory, in bytes, and what that is.
-    fn held_bytes(&mut self) -> Option<(&'static str, usize)> {
-        None
-    }
-    /// Brings the parameters to the state that is evaluated and returned.
-    fn settle(&mut self, _: &mut Session) -> Result<()> {
-        Ok(())
-    }
-    /// Whether an epoch that ends now may be kept as the best.
-    fn may_be_best(&self) -> bool {
-        true
-    }
-    /// What to show beside the loss.
-    fn detail(&self) -> String {
-        String::new()
-    }
-    /// What decides the bits of a run beside its recipe.
-    fn identity(&self) -> String {
-        String::new()
-    }
-}
-
-/// Length of a run and of its batches, known before anything is prepared.
-#[derive(Clone, Copy, Debug)]
-pub struct RunSize {
-    /// Optimiser steps.
-    pub total_steps: u64,
-    /// Optimiser steps of an epoch.
-    pub epoch_steps: u64,
-    /// Largest micro-batch.
-    pub capacity: Extents,
-}
-
-impl RunSize {
-    /// Epochs, the last of which may be cut short.
-    pub fn epochs(&self) -> u64 {
-        self.total_steps.div_ceil(self.epoch_steps.max(1))
-    }
-}
 
 /// Runs training to its end. `evaluation`: data and task of the evaluation after each epoch, if any.
 /// The session's parameters are those of the best (or last) epoch afterwards.

@@ -8,16 +8,15 @@
 //! A run is continued to the same bits: scores, underlying weights and all moments are in the checkpoint, masks follow
 //! from them and the step, L0's noise from the seed and the step.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use std::path::Path;
-
 use super::contrast::Contrast;
-use super::finetune::{RunSize, Stepper};
 use super::objective::Objective;
 use super::recipe::Recipe;
+use super::stepper::{RunSize, StepReport, Stepper};
 use super::teacher::Teacher;
-use super::trainer::{StepReport, fill_step};
+use super::trainer::fill_step;
 use super::update::zero_gradients;
 use crate::data::{Batch, Cursor, Dataset, Step, Task, TaskKind};
 use crate::error::{Error, Result};

@@ -11,6 +11,7 @@ pub mod finetune;
 pub mod masked;
 pub mod objective;
 pub mod recipe;
+pub mod stepper;
 pub mod teacher;
 pub mod trainer;
 pub mod update;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::finetune::Stepper;
 use super::objective::Objective;
 use super::recipe::Recipe;
+use super::stepper::{StepReport, Stepper};
 use super::update::{Update, zero_gradients};
 use crate::data::{Batch, Dataset, Step};
 use crate::error::{Error, Result};
@@ -12,17 +12,6 @@ use crate::exec::{Block, ProgramId};
 use crate::model::Head;
 use crate::program::{AdamWForm, Extents, Mode};
 use crate::session::{Prepared, Session};
-
-/// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// Mean loss over the step's examples (or predicted tokens), before the update.
-    pub loss: f64,
-    /// Gradient norm before clipping.
-    pub gradient_norm: f64,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-}
 
 /// The programs of a training run and where it stands.
 #[derive(Debug)]

@@ -20,8 +20,9 @@ use secateur::prune::sparse::{Method, Options, Profile};
 use secateur::session::{Device, Prepared, Session, Weighting};
 use secateur::train::Recipe;
 use secateur::train::banks::{Bank, Encoder};
-use secateur::train::finetune::{self, History, RunSize, Stepper};
+use secateur::train::finetune::{self, History};
 use secateur::train::masked::{self, MaskedTrainer};
+use secateur::train::stepper::{RunSize, Stepper};
 use secateur::train::teacher::Teacher;
 
 use crate::models;

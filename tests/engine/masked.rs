@@ -14,8 +14,9 @@ use secateur::prune::sparse::options::Setting;
 use secateur::prune::sparse::{Distillation, Head as SparseHead, Masking, Method, Options, Profile};
 use secateur::session::{Device, Session, Weighting};
 use secateur::train::Recipe;
-use secateur::train::finetune::{self, History, RunSize, Stepper};
+use secateur::train::finetune::{self, History};
 use secateur::train::masked::{self, MaskedTrainer};
+use secateur::train::stepper::{RunSize, Stepper};
 use secateur::train::teacher::Teacher;
 
 use crate::models;

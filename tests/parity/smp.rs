@@ -16,8 +16,8 @@ use secateur::prune::sparse::options::Setting;
 use secateur::prune::sparse::{Curve, Masking, Method, Options, Profile, Ramp, Schedule, fractions};
 use secateur::session::{Device, Session};
 use secateur::train::Recipe;
-use secateur::train::finetune::{RunSize, Stepper};
 use secateur::train::masked::{self, MaskedTrainer};
+use secateur::train::stepper::{RunSize, Stepper};
 use serde_json::Value;
 
 use crate::support::numbers::U32;
