@@ -179,8 +179,11 @@ impl Declare<'_> {
     /// Layers `{stem}.0`, `{stem}.1`, ….
     pub fn layers(&mut self, stem: &str, names: LayerNames) -> Vec<LayerParameters> {
         let config = self.config;
+        let first = self.layout.count();
         let shapes = config.layers.iter().enumerate();
-        shapes.map(|(i, shape)| self.layer(&format!("{stem}.{i}."), *shape, names)).collect()
+        let layers = shapes.map(|(i, shape)| self.layer(&format!("{stem}.{i}."), *shape, names)).collect();
+        self.layout.matrices_first(first);
+        layers
     }
 
     fn layer(&mut self, stem: &str, shape: LayerShape, names: LayerNames) -> LayerParameters {

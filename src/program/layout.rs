@@ -1,7 +1,8 @@
 //! The flat parameter block: one table of names and ranges, shared by parameters, gradients and moments.
 //!
-//! Order is the order of addition, which is the checkpoint's. Every parameter starts on a
-//! [`SLOT_ALIGNMENT`] boundary and its rows are padded to [`leading_dimension`]; the padding is zero
+//! Order is the order of addition, which is the checkpoint's; in the block the matrices of the layers stand before the
+//! vectors of the layers, so that what has weight masks is one stretch without anything else in it. Every parameter starts on
+//! a [`SLOT_ALIGNMENT`] boundary and its rows are padded to [`leading_dimension`]; the padding is zero
 //! in all blocks and stays zero, so that norms and updates may run over whole ranges. (Scores of weight masks are the
 //! exception: theirs is −∞, which no gradient moves.)
 //!
@@ -95,6 +96,18 @@ impl ParameterLayout {
         id
     }
 
+    /// Lays out the parameters from number `first` on again, matrices before vectors.
+    pub fn matrices_first(&mut self, first: usize) {
+        let Some(start) = self.parameters.get(first).map(|p| p.offset) else { return };
+        let mut end = start;
+        for vectors in [false, true] {
+            for parameter in self.parameters[first..].iter_mut().filter(|p| p.vector == vectors) {
+                parameter.offset = end;
+                end += parameter.span().next_multiple_of(SLOT_ALIGNMENT);
+            }
+        }
+    }
+
     /// Marks parameters as trained or frozen by name.
     pub fn set_trainable(&mut self, trainable: impl Fn(&str) -> bool) {
         for parameter in &mut self.parameters {
@@ -123,10 +136,9 @@ impl ParameterLayout {
 
     /// The stretch of the block that holds every parameter `wanted` picks, up to the next parameter; empty if it picks none.
     pub fn stretch(&self, wanted: impl Fn(&Parameter) -> bool) -> Range<usize> {
-        let mut wanted = self.parameters.iter().filter(|p| wanted(p));
-        let Some(first) = wanted.next() else { return 0..0 };
-        let last = wanted.next_back().unwrap_or(first);
-        first.offset..last.range().end.next_multiple_of(SLOT_ALIGNMENT)
+        let wanted = self.parameters.iter().filter(|p| wanted(p));
+        let ranges = wanted.map(|p| p.offset..p.range().end.next_multiple_of(SLOT_ALIGNMENT));
+        ranges.reduce(|all, range| all.start.min(range.start)..all.end.max(range.end)).unwrap_or(0..0)
     }
 
     /// Looks a parameter up by its checkpoint name.

@@ -442,6 +442,8 @@ fn what_is_frozen_takes_no_memory() {
     let Outcome { session, .. } = trained(&options);
     let layout = session.model().layout().clone();
     let masked = Block::Scores.stretch(&layout).len();
+    // Nothing stands between the masked matrices.
+    assert_eq!(masked, layout.masked().map(|p| p.span().next_multiple_of(64)).sum::<usize>());
     let head: usize =
         layout.iter().filter(|(_, p)| p.trainable).map(|(_, p)| p.span().next_multiple_of(64)).sum();
     for block in [Block::Weights, Block::Scores, Block::ScoreFirstMoment, Block::ScoreSecondMoment] {
