@@ -4,6 +4,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::memory::Buffer;
 use super::{Block, Executor, ProgramId};
 use crate::error::{Error, Result};
@@ -82,7 +84,7 @@ impl<K: Kernels> HostExecutor<K> {
         id: ProgramId,
         slot: SlotId,
         len: usize,
-        fill: impl Fn(&mut [K::Element], usize),
+        fill: impl Fn(&mut [K::Element], usize) + Sync,
     ) -> Result<()> {
         let prepared = &mut self.programs[id.0];
         let description = prepared.program.slot(slot);
@@ -102,14 +104,18 @@ impl<K: Kernels> HostExecutor<K> {
             program::Buffer::Gradients => self.blocks[1].as_mut_slice(),
             program::Buffer::Ints => return Err(Error::shape(&description.name, "is an integer slot")),
         };
-        for row in 0..len.checked_div(cols).unwrap_or(0) {
-            let start = place.offset + row * place.ld;
-            fill(&mut buffer[start..start + cols], row * cols);
+        let count = len.checked_div(cols).unwrap_or(0);
+        if count > 0 {
+            let last = place.offset + (count - 1) * place.ld + cols;
+            for_each_row(&mut buffer[place.offset..last], place.ld, |row, to| {
+                fill(&mut to[..cols], row * cols)
+            });
         }
         Ok(())
     }
 
-    fn read_with(&self, id: ProgramId, slot: SlotId, extents: &Extents, mut put: impl FnMut(&[K::Element])) {
+    /// The rows of a float slot, where they lie.
+    fn rows_of(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Rows<'_, K::Element> {
         let prepared = &self.programs[id.0];
         let description = prepared.program.slot(slot);
         let place = prepared.plan.place(slot);
@@ -120,10 +126,36 @@ impl<K: Kernels> HostExecutor<K> {
             program::Buffer::Gradients => self.blocks[1].as_slice(),
             program::Buffer::Ints => panic!("{} is an integer slot", description.name),
         };
-        for row in 0..extents.of(description.rows) {
-            let start = place.offset + row * place.ld;
-            put(&buffer[start..start + description.cols]);
-        }
+        let (count, cols) = (extents.of(description.rows), description.cols);
+        Rows { values: &buffer[place.offset..], ld: place.ld, count, cols }
+    }
+}
+
+/// Rows in a buffer, `ld` apart.
+struct Rows<'a, T> {
+    values: &'a [T],
+    ld: usize,
+    count: usize,
+    cols: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    fn row(&self, row: usize) -> &'a [T] {
+        &self.values[row * self.ld..][..self.cols]
+    }
+}
+
+/// Elements above which copying is worth a second thread.
+const LARGE: usize = 64 * 1024;
+
+/// Calls `body` with every row of `to`, which are `ld` apart, and its number; in parallel where there is much to do.
+fn for_each_row<T: Send>(to: &mut [T], ld: usize, body: impl Fn(usize, &mut [T]) + Sync) {
+    let ld = ld.max(1);
+    if to.len() <= LARGE {
+        to.chunks_mut(ld).enumerate().for_each(|(row, to)| body(row, to));
+    } else {
+        let rows = to.par_chunks_mut(ld).with_min_len((LARGE / 4).div_ceil(ld));
+        rows.enumerate().for_each(|(row, to)| body(row, to));
     }
 }
 
@@ -230,15 +262,34 @@ impl<K: Kernels> Executor for HostExecutor<K> {
     }
 
     fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) -> Result<()> {
-        out.clear();
-        self.read_with(id, slot, extents, |row| K::Element::append_to_f32(row, out));
+        let rows = self.rows_of(id, slot, extents);
+        // Every element is overwritten: what is there already need not be written twice.
+        out.resize(rows.count * rows.cols, 0.0);
+        for_each_row(out, rows.cols, |row, to| K::Element::copy_to_f32(rows.row(row), to));
         Ok(())
     }
 
     fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Vec<f64>> {
-        let mut out = Vec::new();
-        self.read_with(id, slot, extents, |row| out.extend(row.iter().map(|value| value.to_f64())));
+        let rows = self.rows_of(id, slot, extents);
+        let mut out = Vec::with_capacity(rows.count * rows.cols);
+        (0..rows.count).for_each(|row| out.extend(rows.row(row).iter().map(|value| value.to_f64())));
         Ok(out)
+    }
+
+    fn add_wide(
+        &self,
+        id: ProgramId,
+        slot: SlotId,
+        extents: &Extents,
+        into: &mut [f64],
+        ld: usize,
+    ) -> Result<()> {
+        let rows = self.rows_of(id, slot, extents);
+        let end = into.len().min(rows.count * ld);
+        for_each_row(&mut into[..end], ld, |row, sums| {
+            sums.iter_mut().zip(rows.row(row)).for_each(|(sum, value)| *sum += value.to_f64());
+        });
+        Ok(())
     }
 
     fn read_block(&self, block: Block) -> Result<Vec<f32>> {

@@ -224,6 +224,23 @@ pub trait Executor {
     /// Reads a float slot without narrowing.
     fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Vec<f64>>;
 
+    /// Adds a float slot, without narrowing, to as many rows of `into`, which begin `ld` apart.
+    fn add_wide(
+        &self,
+        id: ProgramId,
+        slot: SlotId,
+        extents: &Extents,
+        into: &mut [f64],
+        ld: usize,
+    ) -> Result<()> {
+        let values = self.read_wide(id, slot, extents)?;
+        let cols = self.program(id).slot(slot).cols.max(1);
+        for (sums, values) in into.chunks_mut(ld.max(1)).zip(values.chunks(cols)) {
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        }
+        Ok(())
+    }
+
     /// Reads a block's stretch, layout padding included; empty if it was never allocated.
     fn read_block(&self, block: Block) -> Result<Vec<f32>>;
 

@@ -106,10 +106,10 @@ impl SublayerEmitter<'_> {
         }
     }
 
-    /// `sum + features·W`, without the bias a second time: units that a first [`SublayerEmitter::sum`] left out.
-    pub fn add(&mut self, prefix: &str, features: SlotId, inner_mask: SlotId, sum: SlotId) -> SlotId {
+    /// `sum + features·W`, without the bias a second time: units that another [`SublayerEmitter::sum`] left out.
+    pub fn add(&mut self, prefix: &str, features: SlotId, sum: SlotId) -> SlotId {
         let Some(projection) = self.projection() else { return sum };
-        let fused = Fused { residual: Some(sum), inner_mask: Some(inner_mask), ..Fused::default() };
+        let fused = Fused { residual: Some(sum), ..Fused::default() };
         let projection = Linear { bias: None, ..projection };
         self.emitter.b.linear(&format!("{prefix}sum"), features, projection, fused)
     }

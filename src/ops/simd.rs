@@ -116,13 +116,13 @@ const PARTIALS: usize = 2 * LANES;
 ///
 /// Element `i` goes to partial result `i mod 32`, so an n-element sum has ⌈n/32⌉ + 4 roundings on any path.
 #[inline(always)]
-pub(super) fn fold2(
-    a: &[f32],
-    b: &[f32],
-    start: f32,
-    step: impl Fn(f32, f32, f32) -> f32,
-    combine: impl Fn(f32, f32) -> f32,
-) -> f32 {
+pub(super) fn fold2<T: Copy>(
+    a: &[T],
+    b: &[T],
+    start: T,
+    step: impl Fn(T, T, T) -> T,
+    combine: impl Fn(T, T) -> T,
+) -> T {
     let mut partial = [start; PARTIALS];
     let (whole_a, tail_a) = a.as_chunks::<PARTIALS>();
     let (whole_b, tail_b) = b.as_chunks::<PARTIALS>();
@@ -213,3 +213,43 @@ macro_rules! simd_fn {
     };
 }
 pub(super) use simd_fn;
+
+simd_fn! {
+    /// Σ a·b in f64, the same bits for all levels.
+    pub(crate) fn dot_wide<I>(a: &[f64], b: &[f64]) -> f64 {
+        fold2(a, b, 0.0, |p, x, y| p + x * y, |p, q| p + q)
+    }
+}
+
+simd_fn! {
+    /// y += Σ_k a[k]·x[k] in f64, in this order, the same bits for all levels.
+    pub(crate) fn add_scaled_wide<I>(a: [f64; 4], x: [&[f64]; 4], y: &mut [f64]) {
+        let x = x.map(|row| &row[..y.len()]);
+        for i in 0..y.len() {
+            y[i] = y[i] + a[0] * x[0][i] + a[1] * x[1][i] + a[2] * x[2][i] + a[3] * x[3][i];
+        }
+    }
+}
+
+simd_fn! {
+    /// y += a·row and Σ row·x in one pass in f64, the same bits for all levels: a row above the diagonal of a symmetric matrix,
+    /// which is a column below it.
+    pub(crate) fn symmetric_row_wide<I>(row: &[f64], a: f64, x: &[f64], y: &mut [f64]) -> f64 {
+        let (rows, row_rest) = row.as_chunks::<PARTIALS>();
+        let (xs, x_rest) = x.as_chunks::<PARTIALS>();
+        let (ys, y_rest) = y.as_chunks_mut::<PARTIALS>();
+        let mut sums = [0.0; PARTIALS];
+        for ((row, x), y) in rows.iter().zip(xs).zip(ys) {
+            for l in 0..PARTIALS {
+                sums[l] += row[l] * x[l];
+                y[l] += a * row[l];
+            }
+        }
+        let mut sum: f64 = sums.iter().sum();
+        for ((row, x), y) in row_rest.iter().zip(x_rest).zip(y_rest) {
+            sum += row * x;
+            *y += a * row;
+        }
+        sum
+    }
+}

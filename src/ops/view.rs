@@ -10,8 +10,8 @@ pub trait Elem: Copy + Send + Sync + Default + PartialEq + std::fmt::Debug + 'st
     fn to_f64(self) -> f64;
     /// Copies f32 values of the same number.
     fn fill_from_f32(to: &mut [Self], from: &[f32]);
-    /// Appends values, narrowed to f32.
-    fn append_to_f32(from: &[Self], to: &mut Vec<f32>);
+    /// Copies values to f32 values of the same number, narrowed.
+    fn copy_to_f32(from: &[Self], to: &mut [f32]);
 }
 
 impl Elem for f32 {
@@ -24,8 +24,8 @@ impl Elem for f32 {
     fn fill_from_f32(to: &mut [f32], from: &[f32]) {
         to.copy_from_slice(from);
     }
-    fn append_to_f32(from: &[f32], to: &mut Vec<f32>) {
-        to.extend_from_slice(from);
+    fn copy_to_f32(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
     }
 }
 
@@ -39,8 +39,8 @@ impl Elem for f64 {
     fn fill_from_f32(to: &mut [f64], from: &[f32]) {
         to.iter_mut().zip(from).for_each(|(to, from)| *to = f64::from(*from));
     }
-    fn append_to_f32(from: &[f64], to: &mut Vec<f32>) {
-        to.extend(from.iter().map(|value| *value as f32));
+    fn copy_to_f32(from: &[f64], to: &mut [f32]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from as f32);
     }
 }
 

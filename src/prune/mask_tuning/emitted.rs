@@ -16,8 +16,8 @@ use crate::session::Session;
 pub(super) struct Parts {
     /// Units have a mask.
     pub mask: bool,
-    /// The target counts what the mask takes away: features under 1 − mask are added to it.
-    pub rest: bool,
+    /// Features are added to a sum that is an input: what another model left out.
+    pub sum_given: bool,
     /// Only the tokens that answer for their rows are computed.
     pub answers_only: bool,
     /// Features are an input.
@@ -43,7 +43,7 @@ struct Slots {
     hidden: SlotId,
     rows: Option<SlotId>,
     mask: Option<SlotId>,
-    rest: Option<SlotId>,
+    sum: Option<SlotId>,
     features: Option<SlotId>,
     normal: Option<NormalSlots>,
     target: Option<SlotId>,
@@ -66,7 +66,7 @@ fn emit(s: &mut SublayerEmitter, parts: Parts, hidden_size: usize, columns: usiz
         hidden,
         rows,
         mask,
-        rest: None,
+        sum: None,
         features,
         normal: None,
         target: None,
@@ -77,18 +77,18 @@ fn emit(s: &mut SublayerEmitter, parts: Parts, hidden_size: usize, columns: usiz
         slots.normal = Some(NormalSlots::emit(s.builder(), features, hidden_size));
     }
     if parts.target || parts.output {
-        let sum = s.sum("", features, mask, x);
-        if parts.target {
-            let mut target = sum;
-            if parts.rest {
-                let rest = s.mask("rest");
-                if let Some(features) = s.features("rest.", x, Some(rest)) {
-                    target = s.add("rest.", features, rest, sum);
-                }
-                slots.rest = Some(rest);
+        let sum = match features.filter(|_| parts.sum_given) {
+            Some(features) => {
+                let (rows, _) = s.builder().shape(x);
+                let given = s.builder().input("given", rows, hidden_size);
+                slots.sum = Some(given);
+                s.add("", features, given)
             }
-            s.builder().keep(target);
-            slots.target = Some(target);
+            None => s.sum("", features, mask, x),
+        };
+        if parts.target {
+            s.builder().keep(sum);
+            slots.target = Some(sum);
         }
         if parts.output {
             let output = s.output("", sum);
@@ -121,21 +121,21 @@ impl Emitted {
         session.executor().forget_from(self.id)
     }
 
-    /// Writes the mask, and 1 − mask where the rest is wanted.
     pub fn write_mask(&self, session: &mut Session, mask: &[f32]) -> Result<()> {
-        if let Some(slot) = self.slots.mask {
-            session.executor().write(self.id, slot, mask)?;
-        }
-        if let Some(slot) = self.slots.rest {
-            let rest: Vec<f32> = mask.iter().map(|value| 1.0 - value).collect();
-            session.executor().write(self.id, slot, &rest)?;
-        }
-        Ok(())
+        self.write(session, self.slots.mask, mask)
     }
 
     pub fn write_features(&self, session: &mut Session, features: &[f32]) -> Result<()> {
-        match self.slots.features {
-            Some(slot) => session.executor().write(self.id, slot, features),
+        self.write(session, self.slots.features, features)
+    }
+
+    pub fn write_sum(&self, session: &mut Session, sum: &[f32]) -> Result<()> {
+        self.write(session, self.slots.sum, sum)
+    }
+
+    fn write(&self, session: &mut Session, slot: Option<SlotId>, values: &[f32]) -> Result<()> {
+        match slot {
+            Some(slot) => session.executor().write(self.id, slot, values),
             None => Ok(()),
         }
     }

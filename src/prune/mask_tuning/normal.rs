@@ -5,12 +5,17 @@
 //! the executor, f32 within a batch, and summed in f64 over the batches. Of the symmetric XᵀX only block columns down to the
 //! diagonal are computed.
 
+use rayon::prelude::*;
+
 use crate::error::Result;
 use crate::exec::{Executor, ProgramId};
 use crate::program::{Builder, Epilogue, Extent, Extents, Op, SlotId};
 
 /// Block columns of a large Gram matrix: 9/16 of the full product are computed.
 const BLOCKS: usize = 8;
+
+/// Columns of a block are a multiple of this: whole register tiles on the host, whole blocks of threads on devices.
+const COLUMNS: usize = 192;
 
 /// Slots of [`NormalEquations`] in a program.
 #[derive(Clone, Debug)]
@@ -44,7 +49,7 @@ impl NormalSlots {
         };
         let cross = product("cross".into(), features, target);
         let sums = product("sums".into(), ones, features);
-        let width = columns.div_ceil(BLOCKS).next_multiple_of(64).min(columns);
+        let width = columns.div_ceil(BLOCKS).next_multiple_of(COLUMNS).min(columns);
         let blocks = (0..columns).step_by(width.max(1)).map(|start| {
             let width = width.min(columns - start);
             let left = b.columns(format!("features to {}", start + width), features, 0, start + width);
@@ -117,21 +122,32 @@ impl NormalEquations {
         target: &[f32],
     ) -> Result<()> {
         self.rows += target.len() / self.hidden;
-        for value in target {
-            let value = f64::from(*value);
-            self.target_sum += value;
-            self.target_square += value * value;
-        }
-        let add = |into: &mut [f64], values: &[f64]| into.iter_mut().zip(values).for_each(|(a, b)| *a += b);
-        add(&mut self.cross, &executor.read_wide(id, slots.cross, extents)?);
-        add(&mut self.sums, &executor.read_wide(id, slots.sums, extents)?);
+        let [sum, square] = moments(target);
+        self.target_sum += sum;
+        self.target_square += square;
+        executor.add_wide(id, slots.cross, extents, &mut self.cross, self.hidden)?;
+        executor.add_wide(id, slots.sums, extents, &mut self.sums, self.columns)?;
         for &(start, slot) in &slots.blocks {
-            let values = executor.read_wide(id, slot, extents)?;
-            let width = executor.program(id).slot(slot).cols;
-            for (row, values) in values.chunks(width).enumerate() {
-                add(&mut self.gram[row * self.columns + start..][..width], values);
-            }
+            executor.add_wide(id, slot, extents, &mut self.gram[start..], self.columns)?;
         }
         Ok(())
     }
+}
+
+/// Σ x and Σ x², by pieces whose sums do not depend on the number of threads.
+fn moments(values: &[f32]) -> [f64; 2] {
+    const PIECE: usize = 16 * 1024;
+    let piece = |values: &[f32]| {
+        let mut sums = [[0.0; 8]; 2];
+        for values in values.chunks(8) {
+            for (lane, value) in values.iter().enumerate() {
+                let value = f64::from(*value);
+                sums[0][lane] += value;
+                sums[1][lane] += value * value;
+            }
+        }
+        sums.map(|lanes| lanes.iter().sum::<f64>())
+    };
+    let pieces: Vec<[f64; 2]> = values.par_chunks(PIECE).map(piece).collect();
+    pieces.iter().fold([0.0; 2], |[sum, square], piece| [sum + piece[0], square + piece[1]])
 }

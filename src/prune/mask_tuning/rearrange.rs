@@ -10,7 +10,8 @@
 
 use rayon::prelude::*;
 
-use crate::prune::lsmr::dot;
+use crate::ops::simd::add_scaled_wide;
+use crate::prune::lsmr::mirror;
 use crate::prune::mask_gradients::MaskGradients;
 use crate::prune::masks::UnitMasks;
 
@@ -32,22 +33,23 @@ pub fn rearrange_layer(mask: &[f32], gradients: &[f64]) -> Vec<f32> {
         return mask.iter().map(|value| if *value == 0.0 { 0.0 } else { 1.0 }).collect();
     }
     let gram = gram(gradients, units);
+    let squares: Vec<f64> = (0..units).map(|unit| gram[unit * units + unit]).collect();
     let mut order: Vec<usize> = (0..units).collect();
-    order.sort_by(|&a, &b| gram[a * units + a].total_cmp(&gram[b * units + b]));
+    order.sort_by(|&a, &b| squares[a].total_cmp(&squares[b]));
     // In the order of joining: of equally good units the first one returns.
     let mut set = order[..pruned].to_vec();
-    // S·g_i of every unit.
-    let mut along: Vec<f64> =
-        (0..units).map(|unit| set.iter().map(|&i| gram[i * units + unit]).sum()).collect();
     let add = |along: &mut [f64], unit: usize, sign: f64| {
         let row = &gram[unit * units..(unit + 1) * units];
         along.iter_mut().zip(row).for_each(|(value, g)| *value += sign * g);
     };
+    // S·g_i of every unit.
+    let mut along = vec![0.0; units];
+    set.iter().for_each(|&unit| add(&mut along, unit, 1.0));
     for &unit in &order[pruned..] {
         set.push(unit);
         add(&mut along, unit, 1.0);
         // ‖S‖² is the same for all.
-        let without = |i: usize| gram[i * units + i] - 2.0 * along[i];
+        let without = |i: usize| squares[i] - 2.0 * along[i];
         let mut returned = 0;
         for place in 1..set.len() {
             if without(set[place]) < without(set[returned]) {
@@ -73,16 +75,16 @@ pub fn pruned_loss(mask: &[f32], gradients: &[f64]) -> f64 {
 
 /// `[units, units]`, both halves, from `[batches, units]`.
 fn gram(gradients: &[f64], units: usize) -> Vec<f64> {
-    let batches = gradients.len() / units;
-    let mut by_unit = vec![0.0; units * batches];
-    for (batch, row) in gradients.chunks(units).enumerate() {
-        row.iter().enumerate().for_each(|(unit, value)| by_unit[unit * batches + batch] = *value);
-    }
-    let vector = |unit: usize| &by_unit[unit * batches..(unit + 1) * batches];
+    let rows: Vec<&[f64]> = gradients.chunks(units).collect();
+    let zeros = vec![0.0; units];
     let mut gram = vec![0.0; units * units];
-    gram.par_chunks_mut(units).enumerate().for_each(|(i, row)| {
-        let own = vector(i);
-        (0..units).for_each(|j| row[j] = dot(own, vector(j)));
+    gram.par_chunks_mut(units).enumerate().for_each(|(i, sums)| {
+        for four in rows.chunks(4) {
+            let row = |k: usize| four.get(k).copied().unwrap_or(&zeros);
+            let rows = [row(0), row(1), row(2), row(3)];
+            add_scaled_wide(rows.map(|row| row[i]), rows.map(|row| &row[i..]), &mut sums[i..]);
+        }
     });
+    mirror(&mut gram, units);
     gram
 }

@@ -9,9 +9,14 @@
 //! network is its own target without its own neuron mask ([`RescaleOptions::own_ffn_unmasked`]). For language models all
 //! tokens count.
 //!
-//! The student is the compact model, so its features are those of kept units alone. A sublayer costs one pass of the
+//! Teacher and student are compact models, so that what their masks remove is not computed. The neurons that the teacher's
+//! own target counts and its masks remove are a third, which adds them to the teacher's sum. A sublayer costs one pass of the
 //! teacher's and one of the student's, of which the projection comes after the solve: features are kept for it as far as
 //! they fit [`FEATURE_BYTES`], and computed again beyond that (always on a GPU, where that is faster than moving them).
+
+use std::time::Instant;
+
+use rayon::prelude::*;
 
 use super::emitted::{Emitted, Parts};
 use super::normal::NormalEquations;
@@ -33,6 +38,9 @@ const TOKEN_BUDGET: usize = 2048;
 
 /// Features of one sublayer kept between its solve and its projection, at most.
 pub const FEATURE_BYTES: usize = 1 << 30;
+
+/// Rows of an element-wise loop that are worth a second thread.
+const ROWS: usize = 32;
 
 /// Real-valued masks and how they were found.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,8 +112,11 @@ pub fn rescale_observed(
         let group = if attention { job.model.config().head_dim } else { 1 };
         let mask = if attention { &mut pass.masks.heads[layer] } else { &mut pass.masks.neurons[layer] };
         let weight = projection_rows(job.model, sublayer, mask, kept, group);
+        let start = Instant::now();
         let system = System::new(&normal, &weight, group, attention);
         let (scales, solved) = system.tune(options, place)?;
+        // A part of the stage that does not grow with the rows.
+        job.progress.record_seconds("rescaling / solving", start.elapsed().as_secs_f64());
         observe(&system, &solved);
         if let Some(scales) = &scales {
             kept.iter()
@@ -120,6 +131,16 @@ pub fn rescale_observed(
         stage.advance(1);
     }
     Ok(Rescaled { masks: pass.masks, trace })
+}
+
+/// Masks of what `masks` take from neurons, without heads; `None` where they take nothing.
+fn lacking_neurons(masks: &UnitMasks) -> Option<UnitMasks> {
+    let of = |layers: &[Vec<f32>], value: fn(f32) -> f32| -> Vec<Vec<f32>> {
+        layers.iter().map(|layer| layer.iter().map(|&mask| value(mask)).collect()).collect()
+    };
+    let neurons = of(&masks.neurons, |mask| 1.0 - mask);
+    let any = neurons.iter().flatten().any(|mask| *mask != 0.0);
+    any.then(|| UnitMasks { heads: of(&masks.heads, |_| 0.0), neurons })
 }
 
 /// Rows `[kept · group, d]` of the output projection of a sublayer, times the masks of their units.
@@ -155,12 +176,11 @@ fn projection(model: &Model, sublayer: usize) -> Option<Linear> {
 /// Teacher and student on their way up.
 struct Pass<'a> {
     job: &'a Job<'a>,
-    options: &'a RescaleOptions,
-    /// `None` where nothing is masked.
-    teacher_masks: Option<&'a UnitMasks>,
     /// Found so far.
     masks: UnitMasks,
     teacher: Session,
+    /// The neurons that the teacher lacks, where its own target counts them.
+    rest: Option<Session>,
     student: Session,
     batches: Vec<Batch>,
     capacity: Extents,
@@ -170,26 +190,37 @@ struct Pass<'a> {
     /// Features of the sublayer being solved, of the batches whose were kept.
     features: Vec<Option<Vec<f32>>>,
     feature_bytes: usize,
+    /// Whether the features of every sublayer can be kept.
+    all_fit: bool,
+    /// Memory of features that are no longer needed, for those of the next sublayer: fresh memory is dear. Empty where not
+    /// all fit, since together they could then take twice the limit.
+    spare: Vec<Vec<f32>>,
 }
 
 impl<'a> Pass<'a> {
     fn start(
         job: &'a Job<'a>,
         student: &UnitMasks,
-        teacher: &'a UnitMasks,
-        options: &'a RescaleOptions,
+        teacher: &UnitMasks,
+        options: &RescaleOptions,
     ) -> Result<Pass<'a>> {
         // Normal equations of activations rounded to bf16 would be those of another model.
         let device = match job.device {
             Device::Reference => Device::Reference,
             device => device.for_similarities(),
         };
-        let compact = job.model.compact(student, EmptySublayers::KeepBias)?;
-        let mut teacher_session = Session::of(job.model, device)?;
-        let student_session = Session::new(compact, device)?;
+        let compact =
+            |masks: &UnitMasks| Session::new(job.model.compact(masks, EmptySublayers::KeepBias)?, device);
+        let config = job.model.config();
+        let mut teacher_session = match *teacher == UnitMasks::ones(&config.widths()) {
+            true => Session::of(job.model, device)?,
+            false => compact(teacher)?,
+        };
+        let lacking = lacking_neurons(teacher).filter(|_| options.own_ffn_unmasked);
+        let rest = lacking.as_ref().map(compact).transpose()?;
+        let student_session = compact(student)?;
         let Stream { batches, hidden, capacity, .. } =
             Stream::start(&mut teacher_session, job.examples, TOKEN_BUDGET)?;
-        let config = job.model.config();
         let widest = config.layers.iter().map(|layer| layer.neurons.max(layer.heads * config.head_dim)).max();
         let widest = widest.unwrap_or(0);
         let on_host = matches!(device, Device::Cpu | Device::Reference);
@@ -198,18 +229,20 @@ impl<'a> Pass<'a> {
         let mut memory = MemoryPlan::begin();
         memory.add("hidden states of the student", 4 * tokens * config.hidden);
         memory.add("features", feature_bytes.min(4 * tokens * widest));
-        // Each of the two models' programs of one sublayer: inputs, query to context or activation, sums and outputs.
-        memory.add("activations and inputs", 2 * 4 * capacity.tokens * (2 * widest + 8 * config.hidden));
+        // Each of the models' programs of one sublayer: inputs, query to context or activation, sums and outputs.
+        let models = 2 + usize::from(rest.is_some());
+        memory.add("activations and inputs", models * 4 * capacity.tokens * (2 * widest + 8 * config.hidden));
         memory.add("normal equations", 8 * widest * (3 * widest + 2 * config.hidden));
         job.progress.plan_memory(&memory);
         Ok(Pass {
             job,
-            options,
-            teacher_masks: (*teacher != UnitMasks::ones(&config.widths())).then_some(teacher),
             masks: student.clone(),
             teacher: teacher_session,
+            rest,
             student: student_session,
             features: vec![None; batches.len()],
+            all_fit: 4 * tokens * widest <= feature_bytes,
+            spare: Vec::new(),
             batches,
             capacity,
             student_hidden: hidden.clone(),
@@ -233,7 +266,8 @@ impl<'a> Pass<'a> {
         if self.is_last(sublayer) {
             return Ok(());
         }
-        let teacher = self.teacher_parts(sublayer, false)?;
+        let parts = Parts { output: true, ..Parts::default() };
+        let teacher = Emitted::prepare(&mut self.teacher, sublayer, self.capacity, parts)?;
         for (batch, hidden) in self.batches.iter().zip(&mut self.teacher_hidden) {
             let extents = teacher.run(&mut self.teacher, batch, hidden, &[])?;
             teacher.read_output(&mut self.teacher, &extents, hidden)?;
@@ -248,7 +282,9 @@ impl<'a> Pass<'a> {
         let config = self.job.model.config();
         let hidden_size = config.hidden;
         let bias = self.projection_bias(sublayer);
-        let teacher = self.teacher_parts(sublayer, true)?;
+        let parts = Parts { target: true, output: !last, answers_only, ..Parts::default() };
+        let teacher = Emitted::prepare(&mut self.teacher, sublayer, self.capacity, parts)?;
+        let rest = self.rest_parts(sublayer)?;
         let student = Emitted::prepare(
             &mut self.student,
             sublayer,
@@ -264,6 +300,11 @@ impl<'a> Pass<'a> {
             }
             let extents = teacher.run(&mut self.teacher, batch, &self.teacher_hidden[index], &rows)?;
             teacher.read_target(&mut self.teacher, &extents, &mut target)?;
+            if let (Some(rest), Some(session)) = (&rest, &mut self.rest) {
+                rest.write_sum(session, &target)?;
+                let extents = rest.run(session, batch, &self.teacher_hidden[index], &rows)?;
+                rest.read_target(session, &extents, &mut target)?;
+            }
             if !last {
                 teacher.read_output(&mut self.teacher, &extents, &mut self.teacher_hidden[index])?;
             }
@@ -277,24 +318,31 @@ impl<'a> Pass<'a> {
             } else {
                 residual
             };
-            for (target, residual) in target.chunks_mut(hidden_size).zip(residual.chunks(hidden_size)) {
-                for column in 0..hidden_size {
-                    target[column] -= bias.get(column).copied().unwrap_or(0.0) + residual[column];
-                }
-            }
+            let rows_of_target = target.par_chunks_mut(hidden_size).zip(residual.par_chunks(hidden_size));
+            rows_of_target.with_min_len(ROWS).for_each(|(target, residual)| {
+                let known = bias.iter().zip(residual);
+                target
+                    .iter_mut()
+                    .zip(known)
+                    .for_each(|(target, (bias, residual))| *target -= bias + residual);
+            });
             student.write_target(&mut self.student, &target, hidden_size)?;
             let extents = student.run(&mut self.student, batch, &self.student_hidden[index], &rows)?;
             student.add_normal(&mut self.student, &mut normal, &extents, &target)?;
             let bytes = 4 * extents.tokens * normal.columns;
             if !last && kept_bytes + bytes <= self.feature_bytes {
                 kept_bytes += bytes;
-                let mut values = Vec::new();
+                let mut values = self.spare.pop().unwrap_or_default();
                 student.read_features(&mut self.student, &extents, &mut values)?;
                 self.features[index] = Some(values);
             }
         }
+        self.spare.clear();
         teacher.forget(&mut self.teacher)?;
         student.forget(&mut self.student)?;
+        if let (Some(rest), Some(session)) = (&rest, &mut self.rest) {
+            rest.forget(session)?;
+        }
         let trace = SublayerTrace {
             layer: sublayer / 2,
             kind: if sublayer.is_multiple_of(2) { "heads" } else { "neurons" }.into(),
@@ -343,10 +391,15 @@ impl<'a> Pass<'a> {
             }
             let Some(emitted) = emitted else { continue };
             if let Some(mut features) = features {
-                for row in features.chunks_mut(by_feature.len().max(1)) {
-                    row.iter_mut().zip(&by_feature).for_each(|(value, scale)| *value *= scale);
+                if !by_feature.is_empty() {
+                    features.par_chunks_mut(by_feature.len()).with_min_len(ROWS).for_each(|row| {
+                        row.iter_mut().zip(&by_feature).for_each(|(value, scale)| *value *= scale);
+                    });
                 }
                 emitted.write_features(&mut self.student, &features)?;
+                if self.all_fit {
+                    self.spare.push(features);
+                }
             }
             let extents = emitted.run(&mut self.student, batch, &self.student_hidden[index], &[])?;
             emitted.read_output(&mut self.student, &extents, &mut self.student_hidden[index])?;
@@ -357,35 +410,22 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The teacher's program of a sublayer, for its output and, where wanted, for the target.
-    fn teacher_parts(&mut self, sublayer: usize, target: bool) -> Result<Emitted> {
-        let (layer, attention) = (sublayer / 2, sublayer.is_multiple_of(2));
-        let mask = self.teacher_masks.map(|masks| {
-            if attention { masks.heads[layer].as_slice() } else { masks.neurons[layer].as_slice() }
-        });
-        // Where nothing is masked, there is no mask to write and no rest to add.
-        let mask = mask.filter(|mask| mask.iter().any(|value| *value != 1.0));
-        let unmasked_target = target && self.options.own_ffn_unmasked && !attention && mask.is_some();
-        let parts = Parts {
-            mask: mask.is_some(),
-            rest: unmasked_target,
-            target,
-            output: !self.is_last(sublayer),
-            answers_only: self.answers_only(sublayer),
-            ..Parts::default()
-        };
-        let emitted = Emitted::prepare(&mut self.teacher, sublayer, self.capacity, parts)?;
-        if let Some(mask) = mask {
-            emitted.write_mask(&mut self.teacher, mask)?;
+    /// The program that adds to the teacher's sum of a sublayer the neurons that it lacks, if there are any.
+    fn rest_parts(&mut self, sublayer: usize) -> Result<Option<Emitted>> {
+        let answers_only = self.answers_only(sublayer);
+        let Some(session) = &mut self.rest else { return Ok(None) };
+        if sublayer.is_multiple_of(2) || session.model().config().layers[sublayer / 2].neurons == 0 {
+            return Ok(None);
         }
-        Ok(emitted)
+        let parts = Parts { sum_given: true, target: true, answers_only, ..Parts::default() };
+        Emitted::prepare(session, sublayer, self.capacity, parts).map(Some)
     }
 
-    /// Bias of the output projection; empty where it has none.
+    /// Bias of the output projection; zeros where it has none.
     fn projection_bias(&self, sublayer: usize) -> Vec<f32> {
         let model = self.job.model;
         let bias = projection(model, sublayer).and_then(|projection| projection.bias);
-        bias.map_or(Vec::new(), |bias| {
+        bias.map_or(vec![0.0; model.config().hidden], |bias| {
             let parameter = model.layout().get(bias);
             model.values[parameter.offset..parameter.offset + parameter.cols].to_vec()
         })

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::normal::NormalEquations;
 use super::options::{OnReject, RescaleOptions};
 use crate::error::{Error, Result};
-use crate::prune::lsmr::{LsmrOptions, LsmrStop, dot, lsmr_symmetric};
+use crate::ops::simd::dot_wide;
+use crate::prune::lsmr::{LsmrOptions, LsmrStop, lsmr_symmetric, mirror};
 
 /// M, c and ‖B‖² of one sublayer.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,23 +72,25 @@ impl System {
         let size = units + usize::from(intercept);
         let row_of = |k: usize| &weight[k * hidden..(k + 1) * hidden];
         let mut matrix = vec![0.0; size * size];
-        matrix.par_chunks_mut(size.max(1)).take(units).enumerate().for_each(|(unit, row)| {
-            for k in unit * group..(unit + 1) * group {
-                for other in k..columns {
-                    let product = normal.gram[k * columns + other] * dot(row_of(k), row_of(other));
-                    // Below the diagonal of a unit's own block stands the same once more.
-                    let twice = if other / group == unit && other != k { 2.0 } else { 1.0 };
-                    row[other / group] += twice * product;
+        matrix.par_chunks_mut(UNITS * size.max(1)).enumerate().for_each(|(block, rows)| {
+            let first = block * UNITS;
+            for tile in (first * group..columns).step_by(TILE) {
+                for (unit, row) in (first..units).zip(rows.chunks_mut(size)) {
+                    for k in unit * group..(unit + 1) * group {
+                        for other in tile.max(k)..(tile + TILE).min(columns) {
+                            let product =
+                                normal.gram[k * columns + other] * dot_wide(row_of(k), row_of(other));
+                            // Below the diagonal of a unit's own block stands the same once more.
+                            let twice = if other / group == unit && other != k { 2.0 } else { 1.0 };
+                            row[other / group] += twice * product;
+                        }
+                    }
                 }
             }
         });
-        for row in 0..units {
-            for column in 0..row {
-                matrix[row * size + column] = matrix[column * size + row];
-            }
-        }
+        mirror(&mut matrix, size);
         let features = |unit: usize| unit * group..(unit + 1) * group;
-        let cross = |k: usize| dot(&normal.cross[k * hidden..(k + 1) * hidden], row_of(k));
+        let cross = |k: usize| dot_wide(&normal.cross[k * hidden..(k + 1) * hidden], row_of(k));
         let mut rhs: Vec<f64> = (0..units).map(|unit| features(unit).map(cross).sum()).collect();
         if intercept {
             for unit in 0..units {
@@ -115,8 +118,8 @@ impl System {
     /// products are, about 1e-7 of ‖B‖², and never below 0.
     pub fn error(&self, scales: &[f64]) -> f64 {
         let quadratic: f64 =
-            (0..self.units).map(|unit| scales[unit] * dot(&self.row(unit)[..self.units], scales)).sum();
-        let linear: f64 = dot(&self.rhs[..self.units], scales);
+            (0..self.units).map(|unit| scales[unit] * dot_wide(&self.row(unit)[..self.units], scales)).sum();
+        let linear: f64 = dot_wide(&self.rhs[..self.units], scales);
         if self.square == 0.0 {
             return 0.0;
         }
@@ -169,3 +172,8 @@ impl System {
 
 /// Tries with tenfold damping after the first.
 const RIDGE_TRIES: usize = 6;
+
+/// Rows of M that one piece of work computes, and rows of the projection that it goes through for all of them, which fit a
+/// second-level cache.
+const UNITS: usize = 16;
+const TILE: usize = 64;
