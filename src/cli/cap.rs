@@ -99,8 +99,7 @@ impl CapF {
     pub fn run(&self, context: &mut Context) -> Result<()> {
         let source = load::source(&self.model.model)?;
         let mut task = load::task(&self.task)?;
-        let head = load::head(&task);
-        if head.is_language_model() {
+        if matches!(task.kind, TaskKind::CausalLanguageModel | TaskKind::MaskedLanguageModel) {
             return Err(Error::usage("cap-f compares sentences: it needs a task that classifies or answers"));
         }
         let mut options = Options::new(matches!(task.kind, TaskKind::Span { .. }));
@@ -111,6 +110,7 @@ impl CapF {
         let mut record = context.record("cap-f");
         let data = load::split(context, &mut record, &mut task, &self.task, &source, Split::Train)?;
         let dev = load::split(context, &mut record, &mut task, &self.task, &source, Split::Dev)?;
+        let head = load::head(&task);
         let teacher = teacher(context, &self.teacher, (&task, head), &data, &source, true)?;
         let request = HeadRequest::Task(head);
         let model = load::weights(context, &mut record, &source.directory, &self.model.model, request)?;
