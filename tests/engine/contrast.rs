@@ -107,8 +107,7 @@ impl Candidates {
                 x.iter().map(|x| x / norm).collect()
             })
             .collect();
-        let mut candidates: Vec<(Vec<f64>, i32)> =
-            directions.iter().cloned().zip(0..).map(|(q, id)| (q, id)).collect();
+        let mut candidates: Vec<(Vec<f64>, i32)> = directions.iter().cloned().zip(0..).collect();
         for (row, &id) in self.rows[which].chunks(WIDTH).zip(&self.ids[which]) {
             if id >= 0 {
                 candidates.push((row.iter().map(|&x| f64::from(x)).collect(), id));

@@ -86,7 +86,7 @@ impl Case {
         let mut bank_ids: Vec<i32> = (0..banked).map(|_| number(random, 2, rows + 3)).collect();
         let mut labels = || {
             let own = |random: &mut Random, i: usize| match positives {
-                Positives::None => -100 * i32::from(i % 2 == 0) - i as i32,
+                Positives::None => -100 * i32::from(i.is_multiple_of(2)) - i as i32,
                 _ if random.below(6) == 0 => -100,
                 _ => number(random, 0, 3),
             };
