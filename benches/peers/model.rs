@@ -9,7 +9,7 @@ use secateur::data::{Batch, Cursor, Dataset, Example, Step, Target, sampling};
 use secateur::model::{EmitOptions, Head, Logits, Model, ModelConfig};
 use secateur::program::{Extents, Mode};
 use secateur::session::{Device, Session, Weighting};
-use secateur::train::finetune::Stepper as _;
+use secateur::train::stepper::Stepper as _;
 use secateur::train::{Recipe, Trainer};
 use serde_json::{Value, json};
 use std::path::Path;
