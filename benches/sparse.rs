@@ -13,7 +13,7 @@ use secateur::program::Extents;
 use secateur::prune::sparse::options::Setting;
 use secateur::prune::sparse::{Head, Masking, Method, Options, Profile};
 use secateur::session::{Device, Session};
-use secateur::train::finetune::{RunSize, Stepper};
+use secateur::train::stepper::{RunSize, Stepper};
 use secateur::train::masked::{self, MaskedTrainer};
 use secateur::train::{Recipe, Trainer};
 
