@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+pub use ptxsim::Approximations;
 use ptxsim::{Checks, Machine, Options};
 
 use crate::cuda::{Cache, Nvrtc, Target};
@@ -28,9 +29,15 @@ pub struct Emulated {
 impl Emulated {
     /// A device with all checks on. `seed` decides the order in which warps run.
     pub fn new(seed: u64) -> Result<Emulated> {
+        Emulated::with(seed, Approximations::Rounded)
+    }
+
+    /// The same, with approximate instructions at an end of their documented errors.
+    pub fn with(seed: u64, approximations: Approximations) -> Result<Emulated> {
         // Asked for now, so that its absence is found before anything is emitted.
         Nvrtc::get()?;
-        let machine = Machine::new(Options { seed, checks: Checks::all(), ..Options::default() });
+        let machine =
+            Machine::new(Options { seed, checks: Checks::all(), approximations, ..Options::default() });
         Ok(Emulated { name: format!("emulated ({})", TARGET.name()), machine })
     }
 

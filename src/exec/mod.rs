@@ -25,7 +25,7 @@ use crate::launch::Device;
 use crate::program::{Extents, MaskFunction, Op, Parameter, ParameterLayout, Plan, Program, SlotId, Storage};
 
 pub use device::DeviceExecutor;
-pub use emulated::Emulated;
+pub use emulated::{Approximations, Emulated};
 pub use host::{Cpu, HostExecutor, Kernels, Reference};
 
 /// Number of a prepared program within its executor.

@@ -233,12 +233,14 @@ pub struct FloatMode {
     pub sat: bool,
     /// Clamp negative results (and NaN to canonical) at 0: `.relu` of half `fma`.
     pub relu: bool,
+    /// An approximation, within the ISA's bound of the exact value.
+    pub approximate: bool,
 }
 
 impl FloatMode {
     /// Round to nearest, nothing else.
     pub const PLAIN: FloatMode =
-        FloatMode { rounding: Rounding::Nearest, ftz: false, sat: false, relu: false };
+        FloatMode { rounding: Rounding::Nearest, ftz: false, sat: false, relu: false, approximate: false };
 }
 
 /// Comparison of `setp`.

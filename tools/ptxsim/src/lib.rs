@@ -58,6 +58,6 @@ mod warp;
 pub use counters::Counters;
 pub use error::{Error, Result};
 pub use findings::{Finding, FindingKind};
-pub use machine::{Argument, Checks, Machine, Options, Report};
+pub use machine::{Approximations, Argument, Checks, Machine, Options, Report};
 pub use module::Module;
 pub use types::Type;

@@ -51,11 +51,32 @@ pub struct Options {
     pub checks: Checks,
     /// Warp instructions that one block may execute before the launch fails.
     pub instruction_limit: u64,
+    /// What approximate instructions return.
+    pub approximations: Approximations,
+}
+
+/// What the approximate instructions of f32 return: `ex2`, `lg2`, `rsqrt`, `tanh`, `sin`, `cos`, and the `.approx` and
+/// `.full` forms of `rcp`, `sqrt` and `div`. A property that holds for both ends of their documented errors does not
+/// depend on how well a GPU computes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Approximations {
+    /// The exact value, rounded once.
+    #[default]
+    Rounded,
+    /// The least result that the ISA's bound allows.
+    Least,
+    /// The greatest.
+    Greatest,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { seed: 0, checks: Checks::all(), instruction_limit: 1 << 32 }
+        Options {
+            seed: 0,
+            checks: Checks::all(),
+            instruction_limit: 1 << 32,
+            approximations: Approximations::Rounded,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use ptxsim::{Argument, Checks, Machine, Module, Options, Report};
+use ptxsim::{Approximations, Argument, Checks, Machine, Module, Options, Report};
 
 #[derive(Parser)]
 #[command(version, about = "Runs PTX without a GPU, and checks every access, barrier and race")]
@@ -53,12 +53,23 @@ struct Run {
     /// Write argument INDEX (from 0), a buffer, to a file after the first run, as INDEX=PATH.
     #[arg(long, value_parser = dump)]
     dump: Vec<(usize, PathBuf)>,
+    /// What approximate instructions (ex2, rsqrt, rcp.approx, …) return: the exact value rounded once, or the least or
+    /// greatest result that their documented errors allow.
+    #[arg(long, value_enum, default_value_t = Approximate::Rounded)]
+    approximations: Approximate,
     /// Only bounds, alignment and barriers.
     #[arg(long)]
     fast: bool,
     /// Print the report of the last order as JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(clap::ValueEnum, Debug, Clone, Copy)]
+enum Approximate {
+    Rounded,
+    Least,
+    Greatest,
 }
 
 #[derive(Debug, Clone)]
@@ -189,7 +200,12 @@ fn execute(run: &Run) -> Result<bool, String> {
 
 fn once(run: &Run, module: &Module, kernel: &str, seed: u64) -> Result<Report, Box<dyn std::error::Error>> {
     let checks = if run.fast { Checks::none() } else { Checks::all() };
-    let mut machine = Machine::new(Options { seed, checks, ..Options::default() });
+    let approximations = match run.approximations {
+        Approximate::Rounded => Approximations::Rounded,
+        Approximate::Least => Approximations::Least,
+        Approximate::Greatest => Approximations::Greatest,
+    };
+    let mut machine = Machine::new(Options { seed, checks, approximations, ..Options::default() });
     let mut arguments = Vec::new();
     let mut buffers = Vec::new();
     for (index, specification) in run.arguments.iter().enumerate() {

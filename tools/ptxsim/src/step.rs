@@ -38,7 +38,11 @@ impl Warp<'_> {
                 self.long_integer(op, ty, d, [a, b, c, e], mask);
             }
             Op::Float { op, ty: Type::F32, mode, d, a, b, c } => {
-                let value = float::single(op, mode, r.word(a), r.word(b), r.word(c));
+                let mut value = float::single(op, mode, r.word(a), r.word(b), r.word(c));
+                if mode.approximate {
+                    let approximations = block.launch.options.approximations;
+                    float::approximate(op, mode, r.word(a), &mut value, approximations);
+                }
                 r.set_word(d, mask, &value);
             }
             Op::Float { op, ty: Type::F64, d, a, b, c, .. } => {

@@ -311,7 +311,8 @@ impl<'a> Decoder<'_, 'a> {
         self.arity(o, arity + 1)?;
         let rounding = m.find(Rounding::parse);
         let (approx, full) = (m.take("approx"), m.take("full"));
-        let mode = FloatMode {
+        let mut mode = FloatMode {
+            approximate: approx || full,
             rounding: rounding.unwrap_or(Rounding::Nearest),
             ftz: m.take("ftz"),
             sat: m.take("sat"),
@@ -329,6 +330,7 @@ impl<'a> Decoder<'_, 'a> {
             FloatOp::Rsqrt | FloatOp::Ex2 | FloatOp::Lg2 | FloatOp::Tanh | FloatOp::Sin | FloatOp::Cos
         );
         let either = matches!(op, FloatOp::Rcp | FloatOp::Sqrt | FloatOp::DivApprox);
+        mode.approximate |= approximate;
         if approx && !approximate && !either {
             return self.unsupported("`.approx` here");
         }

@@ -1,11 +1,12 @@
 //! Floating-point operations (PTX ISA §9.7.3–9.7.5), to the bit where the ISA fixes the bits.
 //!
-//! Approximate instructions are evaluated in f64 and rounded once, so they are better than any hardware is; what the ISA
-//! says about their special cases (flushing, huge divisors) is kept. Single-precision NaN results are the canonical
+//! Approximate instructions are evaluated in f64 and rounded once, so they are better than any hardware is, unless a launch
+//! asks for an end of their bounds; what the ISA says about their special cases (flushing, huge divisors) is kept. Single-precision NaN results are the canonical
 //! NaN, as on the hardware.
 
 use super::narrow::{Format, NAN16};
 use crate::instruction::{FloatMode, FloatOp, FloatTest};
+use crate::machine::Approximations;
 use crate::registers::{LANES, Lanes32, Lanes64};
 use crate::types::{Rounding, Type};
 
@@ -34,7 +35,7 @@ macro_rules! each {
 /// f32 operations.
 pub fn single(op: FloatOp, mode: FloatMode, a: &Lanes32, b: &Lanes32, c: &Lanes32) -> Lanes32 {
     let f = f32::from_bits;
-    if mode == FloatMode::PLAIN {
+    if (FloatMode { approximate: false, ..mode }) == FloatMode::PLAIN {
         match op {
             FloatOp::Add => return each!(|i| f(a[i]) + f(b[i])),
             FloatOp::Sub => return each!(|i| f(a[i]) - f(b[i])),
@@ -116,6 +117,46 @@ fn divide_approximately(a: f32, b: f32) -> f32 {
         return if a.is_finite() { zero } else { f32::NAN };
     }
     (f64::from(a) / f64::from(b)) as f32
+}
+
+/// Moves the rounded results of an approximate instruction to an end of its error bound (PTX ISA §9.7.3), where they are
+/// not among the special values that the ISA fixes. `a` is the first operand.
+pub fn approximate(op: FloatOp, mode: FloatMode, a: &Lanes32, value: &mut Lanes32, to: Approximations) {
+    let up = match to {
+        Approximations::Rounded => return,
+        Approximations::Least => false,
+        Approximations::Greatest => true,
+    };
+    let ulps = |x: f32, count: u32| (0..count).fold(x, |x, _| if up { x.next_up() } else { x.next_down() });
+    let by = |x: f32, distance: f64| {
+        let moved = f64::from(x) + if up { distance } else { -distance };
+        // Inside the bound: the end itself is no f32 as a rule.
+        let nearest = moved as f32;
+        match up {
+            true if f64::from(nearest) > moved => nearest.next_down(),
+            false if f64::from(nearest) < moved => nearest.next_up(),
+            _ => nearest,
+        }
+    };
+    for (value, &a) in value.iter_mut().zip(a) {
+        let (x, a) = (f32::from_bits(*value), f32::from_bits(a));
+        let relative = f64::from(x).abs();
+        if !x.is_finite() || x == 0.0 || (op == FloatOp::Ex2 && (a == 0.0 || a.is_subnormal())) {
+            continue;
+        }
+        let moved = match op {
+            FloatOp::Ex2 | FloatOp::DivApprox | FloatOp::DivFull => ulps(x, 2),
+            FloatOp::Rcp => ulps(x, 1),
+            FloatOp::Sqrt => by(x, relative * 2f64.powi(-23)),
+            FloatOp::Rsqrt => by(x, relative * 2f64.powf(-22.9)),
+            FloatOp::Lg2 if (0.5..=2.0).contains(&a) => by(x, 2f64.powf(-22.6)),
+            FloatOp::Lg2 => by(x, relative * 2f64.powf(-22.6)),
+            FloatOp::Tanh => by(x, relative * 2f64.powi(-11)),
+            FloatOp::Sin | FloatOp::Cos => by(x, 2f64.powf(-20.9)),
+            _ => x,
+        };
+        *value = bits32(if mode.ftz { flush(moved) } else { moved });
+    }
 }
 
 // -0 is less than +0; a NaN gives way to a number unless it must win.

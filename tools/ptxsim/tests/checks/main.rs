@@ -19,7 +19,8 @@ fn text(name: &str, fixed: bool) -> String {
 /// Two blocks of two warps over x (1024 floats) and y (128 floats, an expected output).
 fn run(name: &str, fixed: bool, seed: u64, checks: Checks) -> Report {
     let module = Module::parse(&text(name, fixed)).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let mut machine = Machine::new(Options { seed, checks, instruction_limit: 1 << 20 });
+    let mut machine =
+        Machine::new(Options { seed, checks, instruction_limit: 1 << 20, ..Options::default() });
     let (x, y) = (machine.allocate(4096, "x"), machine.allocate(512, "y"));
     machine.write(x, &1f32.to_le_bytes().repeat(1024)).unwrap();
     machine.expect_written(y, 1, 128, 128, 4).unwrap();

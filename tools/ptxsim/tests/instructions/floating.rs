@@ -1,6 +1,8 @@
 //! Floating-point arithmetic.
 
-use crate::{Random, d, expect, expect_formula, f};
+use ptxsim::Approximations;
+
+use crate::{Random, d, evaluate_with, expect, expect_formula, f};
 
 const NAN: u64 = 0x7fff_ffff;
 
@@ -215,4 +217,46 @@ fn half_precision() {
     expect("max.bf16x2 d, a, b;", "r:rr", &[(&[0x3f80_bf80, 0x4000_7fc0], 0x4000_bf80)]);
     expect("neg.bf16x2 d, a;", "r:r", &[(&[0x3f80_bf80], 0xbf80_3f80)]);
     expect("add.f16 d, a, b;", "h:hh", &[(&[0x7bff, 0x7bff], 0x7c00)]);
+}
+
+#[test]
+fn approximations_reach_the_ends_of_their_bounds_and_no_further() {
+    // Instruction, operand, exact value, absolute error allowed.
+    let ulp = |x: f64| f64::from((x as f32).next_up()) - f64::from(x as f32);
+    let (third, e) = (f64::from(3f32).recip(), f64::from(1.3f32).exp2());
+    let cases: [(&str, f32, f64, f64); 8] = [
+        ("ex2.approx.ftz.f32 d, a;", 1.3, e, 2.5 * ulp(e)),
+        ("rcp.approx.ftz.f32 d, a;", 3.0, third, 1.5 * ulp(third)),
+        ("rsqrt.approx.f32 d, a;", 3.0, third.sqrt(), third.sqrt() * 2f64.powf(-22.9) + 0.5 * ulp(third)),
+        ("sqrt.approx.f32 d, a;", 3.0, 3f64.sqrt(), 3f64.sqrt() * 2f64.powi(-23) + 0.5 * ulp(3f64.sqrt())),
+        ("lg2.approx.f32 d, a;", 1.5, 1.5f64.log2(), 2f64.powf(-22.6) + 0.5 * ulp(1.5f64.log2())),
+        ("lg2.approx.f32 d, a;", 9.0, 9f64.log2(), 9f64.log2() * 2f64.powf(-22.6) + 0.5 * ulp(9f64.log2())),
+        (
+            "tanh.approx.f32 d, a;",
+            0.5,
+            0.5f64.tanh(),
+            0.5f64.tanh() * 2f64.powi(-11) + 0.5 * ulp(0.5f64.tanh()),
+        ),
+        ("sin.approx.f32 d, a;", 0.5, 0.5f64.sin(), 2f64.powf(-20.9) + 0.5 * ulp(0.5f64.sin())),
+    ];
+    for (instruction, operand, exact, bound) in cases {
+        let at = |to| f64::from(g(evaluate_with(instruction, "f:f", &[vec![f(operand)]], to)[0]));
+        let (least, greatest) = (at(Approximations::Least), at(Approximations::Greatest));
+        assert!(least < exact && exact < greatest, "{instruction}: {least} {exact} {greatest}");
+        for found in [least, greatest] {
+            let error = (found - exact).abs();
+            assert!(error <= bound && error >= 0.4 * bound, "{instruction}: {error:e} of {bound:e}");
+        }
+    }
+    // What the ISA fixes stays, and so does what is rounded correctly.
+    for to in [Approximations::Least, Approximations::Greatest] {
+        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN].map(|x| vec![f(x)]);
+        let of = |instruction: &str| evaluate_with(instruction, "f:f", &special, to);
+        assert_eq!(of("ex2.approx.f32 d, a;"), [f(1.0), f(1.0), f(f32::INFINITY), f(0.0), NAN]);
+        assert_eq!(
+            of("rcp.approx.ftz.f32 d, a;")[..4],
+            [f(f32::INFINITY), f(f32::NEG_INFINITY), f(0.0), f(-0.0)]
+        );
+        assert_eq!(evaluate_with("rcp.rn.f32 d, a;", "f:f", &[vec![f(3.0)]], to), [f(1.0 / 3.0)]);
+    }
 }

@@ -9,7 +9,7 @@ mod lanes;
 mod memory;
 mod tensor;
 
-use ptxsim::{Argument, Checks, Machine, Module, Options};
+use ptxsim::{Approximations, Argument, Checks, Machine, Module, Options};
 
 pub(crate) const HEADER: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
 
@@ -56,10 +56,20 @@ pub fn program(instruction: &str, signature: &str) -> String {
 
 /// Executes the instruction on up to 32 rows of operand bits at once.
 pub fn evaluate(instruction: &str, signature: &str, rows: &[Vec<u64>]) -> Vec<u64> {
+    evaluate_with(instruction, signature, rows, Approximations::Rounded)
+}
+
+/// The same with approximate instructions at an end of their bounds.
+pub fn evaluate_with(
+    instruction: &str,
+    signature: &str,
+    rows: &[Vec<u64>],
+    approximations: Approximations,
+) -> Vec<u64> {
     assert!(rows.len() <= 32 && !rows.is_empty());
     let text = program(instruction, signature);
     let module = Module::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-    let mut machine = Machine::new(Options { checks: Checks::all(), ..Options::default() });
+    let mut machine = Machine::new(Options { checks: Checks::all(), approximations, ..Options::default() });
     let (input, output) = (machine.allocate(32 * 32, "in"), machine.allocate(32 * 8, "out"));
     machine.fill(input, 32 * 32, 0).unwrap();
     machine.fill(output, 32 * 8, 0).unwrap();
