@@ -62,17 +62,19 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
-// delta[t, h] = Σ_j dout·out over the head's columns. `lanes` neighbouring threads, a power of two up to 32, share a
-// (token, head). Where `vector` says that every head of every row is aligned to 16 bytes, they read that much each and
+// row_statistics [2, heads, tokens]: lse, then delta = Σ_j dout·out over the head's columns. `lanes` neighbouring threads,
+// a power of two up to 32, share a (token, head). Where `vector` says that every head of every row is aligned to 16 bytes, they read that much each and
 // are enough for the head.
 template <typename T>
-__device__ __forceinline__ void row_products(const T* __restrict__ dout, int lddout, const T* __restrict__ out,
-                                             int ldout, float* __restrict__ delta, int tokens, int heads,
-                                             int head_dim, int lanes, int vector) {
+__device__ __forceinline__ void row_statistics_of(const T* __restrict__ dout, int lddout, const T* __restrict__ out,
+                                                  int ldout, const float* __restrict__ lse, int ldlse,
+                                                  float* __restrict__ row_statistics, int tokens, int heads,
+                                                  int head_dim, int lanes, int vector) {
     const long long item = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
     const bool inside = item < static_cast<long long>(tokens) * heads;
     const long long token = inside ? item / heads : 0;
-    const int column = inside ? static_cast<int>(item % heads) * head_dim : 0, lane = threadIdx.x % lanes;
+    const int head = inside ? static_cast<int>(item % heads) : 0;
+    const int column = head * head_dim, lane = threadIdx.x % lanes;
     const T* const left = dout + token * lddout + column;
     const T* const right = out + token * ldout + column;
     float sum = 0.0f;
@@ -89,7 +91,11 @@ __device__ __forceinline__ void row_products(const T* __restrict__ dout, int ldd
         for (int j = lane; j < head_dim; j += lanes) sum += to_f32(left[j]) * to_f32(right[j]);
     }
     for (int distance = lanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(FULL_MASK, sum, distance);
-    if (inside && lane == 0) delta[item] = sum;
+    if (inside && lane == 0) {
+        float* const to = row_statistics + static_cast<long long>(head) * tokens + token;
+        to[0] = lse[token * ldlse + head];
+        to[static_cast<long long>(heads) * tokens] = sum;
+    }
 }
 
 // dmask[b, h] = Σ_t Σ_j dout·context over the tokens of sequence b = blockIdx.x and the columns of head h =

@@ -374,7 +374,8 @@ __device__ __forceinline__ void forward(const bf16* __restrict__ q, int ldq, con
 }
 
 // Gradients: dq where a block owns 64 queries and streams keys and values, dk and dv where it owns 64 keys and streams
-// queries and dout. `delta` [T, H] is Σ_j dout·out.
+// queries and dout. `row_statistics` [2, H, tokens] are lse and delta = Σ_j dout·out of every query: a block reads those
+// of one head, so they lie along the tokens.
 //
 // With first = q, second = dout (or k, v) the block's rows and the streamed ones the other way round:
 //   s = first·streamed_firstᵀ   dp = second·streamed_secondᵀ   p = exp(scale·s − lse)   ds = p ∘ (D ∘ mask·dp − delta)
@@ -383,7 +384,7 @@ template <int D, bool KEY_ROWS>
 __device__ __forceinline__ void backward(const bf16* __restrict__ first, int ldfirst, const bf16* __restrict__ second,
                                          int ldsecond, const bf16* __restrict__ streamed_first, int ldstreamed_first,
                                          const bf16* __restrict__ streamed_second, int ldstreamed_second,
-                                         const float* __restrict__ lse, int ldlse, const float* __restrict__ delta,
+                                         const float* __restrict__ row_statistics, int tokens,
                                          const int* __restrict__ cu_seqlens, int sequences, int heads, int head_dim,
                                          float scale, bool causal, bool vector, const float* __restrict__ head_mask,
                                          const DropoutArguments& dropout, bf16* __restrict__ dfirst, int lddfirst,
@@ -411,12 +412,14 @@ __device__ __forceinline__ void backward(const bf16* __restrict__ first, int ldf
         return;
     }
 
-    const auto statistic = [&](const float* from, int ld, int query, float factor, float beyond) {
-        return query < rows.length ? from[static_cast<long long>(rows.start + query) * ld + head] * factor : beyond;
+    const float* const lse = row_statistics + static_cast<long long>(head) * tokens + rows.start;
+    const float* const delta = lse + static_cast<long long>(heads) * tokens;
+    const auto statistic = [&](const float* from, int query, float factor, float beyond) {
+        return query < rows.length ? from[query] * factor : beyond;
     };
     const auto streamed_statistic = [&](int query) { // lse for the first threads, delta for as many after them
-        return threadIdx.x < STREAMED ? statistic(lse, ldlse, query + threadIdx.x, LOG2_E, INFINITY_F32)
-                                      : statistic(delta, heads, query + threadIdx.x - STREAMED, 1.0f, 0.0f);
+        return threadIdx.x < STREAMED ? statistic(lse, query + threadIdx.x, LOG2_E, INFINITY_F32)
+                                      : statistic(delta, query + threadIdx.x - STREAMED, 1.0f, 0.0f);
     };
     const bf16* const from_first = streamed_first + static_cast<long long>(rows.start) * ldstreamed_first + column;
     const bf16* const from_second = streamed_second + static_cast<long long>(rows.start) * ldstreamed_second + column;
@@ -447,8 +450,8 @@ __device__ __forceinline__ void backward(const bf16* __restrict__ first, int ldf
     if constexpr (!KEY_ROWS) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            row_lse[half] = statistic(lse, ldlse, own_row + 8 * half, LOG2_E, INFINITY_F32);
-            row_delta[half] = statistic(delta, heads, own_row + 8 * half, 1.0f, 0.0f);
+            row_lse[half] = statistic(lse, own_row + 8 * half, LOG2_E, INFINITY_F32);
+            row_delta[half] = statistic(delta, own_row + 8 * half, 1.0f, 0.0f);
         }
     }
     u32 held_first[HELD ? D / 16 : 1][4], held_second[HELD ? D / 16 : 1][4];

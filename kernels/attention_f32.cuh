@@ -10,7 +10,10 @@
 namespace scalar {
 
 constexpr int THREADS = 128, TILE = 32, OWN = 4, ACROSS = 2;
-constexpr int SCORE_LD = TILE + 4; // 16-byte aligned rows that begin four banks further each
+
+// Where element (row, column) of a tile of scores lies. A warp stores two rows at a time, 16 columns of each: the halves of
+// odd rows are exchanged, so that the rows meet different banks. Runs of four columns stay together.
+__device__ __forceinline__ int score_place(int row, int column) { return row * TILE + (column ^ (row % 2 * 16)); }
 
 template <int D>
 constexpr int ROW_LD = D + 4;
@@ -57,7 +60,7 @@ __device__ __forceinline__ void multiply_into(float (&sums)[OWN][D / 16], const 
     for (int k = 0; k < TILE; k += 4) {
         float weight[OWN][4];
 #pragma unroll
-        for (int i = 0; i < OWN; ++i) load_vector(weights + (y + 8 * i) * SCORE_LD + k, weight[i]);
+        for (int i = 0; i < OWN; ++i) load_vector(weights + score_place(y + 8 * i, k), weight[i]);
 #pragma unroll
         for (int e = 0; e < 4; ++e)
 #pragma unroll
@@ -77,7 +80,7 @@ __device__ __forceinline__ void store_scores(float* to, const float (&scores)[OW
 #pragma unroll
     for (int i = 0; i < OWN; ++i)
 #pragma unroll
-        for (int j = 0; j < ACROSS; ++j) to[(y + 8 * i) * SCORE_LD + x + 16 * j] = scores[i][j];
+        for (int j = 0; j < ACROSS; ++j) to[score_place(y + 8 * i, x + 16 * j)] = scores[i][j];
 }
 
 // Writes the block's 32 rows; row y + 8·i multiplied by factor[i]. A factor of 0 writes 0, whatever the sums are.
@@ -230,7 +233,7 @@ template <int D, bool KEY_ROWS>
 __device__ __forceinline__ void backward(const float* __restrict__ first, int ldfirst, const float* __restrict__ second,
                                          int ldsecond, const float* __restrict__ streamed_first, int ldstreamed_first,
                                          const float* __restrict__ streamed_second, int ldstreamed_second,
-                                         const float* __restrict__ lse, int ldlse, const float* __restrict__ delta,
+                                         const float* __restrict__ row_statistics, int tokens,
                                          const int* __restrict__ cu_seqlens, int sequences, int heads, int head_dim,
                                          float scale, bool causal, const float* __restrict__ head_mask,
                                          const DropoutArguments& dropout, float* __restrict__ dfirst, int lddfirst,
@@ -241,7 +244,7 @@ __device__ __forceinline__ void backward(const float* __restrict__ first, int ld
     float* const tile_first = own_second + TILE * ROW_LD<D>;
     float* const tile_second = tile_first + TILE * ROW_LD<D>;
     float* const weights_first = tile_second + TILE * ROW_LD<D>;
-    float* const weights_second = weights_first + TILE * SCORE_LD; // only where rows are keys
+    float* const weights_second = weights_first + TILE * TILE; // only where rows are keys
 
     const Rows rows = find_rows<TILE>(cu_seqlens, sequences, blockIdx.x, causal && !KEY_ROWS);
     if (rows.first >= rows.length) return;
@@ -265,13 +268,15 @@ __device__ __forceinline__ void backward(const float* __restrict__ first, int ld
     // Of a thread's queries, which are its rows or its columns. Beyond the sequence p is 0: its log-sum is +∞.
     constexpr int QUERIES = KEY_ROWS ? ACROSS : OWN;
     float log_sum[QUERIES], mean[QUERIES];
+    const float* const lse = row_statistics + static_cast<long long>(head) * tokens + rows.start;
+    const float* const delta = lse + static_cast<long long>(heads) * tokens;
     const auto load_statistics = [&](int query, int step) {
 #pragma unroll
         for (int i = 0; i < QUERIES; ++i) {
-            const long long t = rows.start + query + step * i;
-            const bool inside = query + step * i < rows.length;
-            log_sum[i] = inside ? lse[t * ldlse + head] : INFINITY_F32;
-            mean[i] = inside ? delta[t * heads + head] : 0.0f;
+            const int place = query + step * i;
+            const bool inside = place < rows.length;
+            log_sum[i] = inside ? lse[place] : INFINITY_F32;
+            mean[i] = inside ? delta[place] : 0.0f;
         }
     };
     if constexpr (!KEY_ROWS) load_statistics(rows.first + y, 8);

@@ -83,7 +83,7 @@ impl Tiling {
         match self.element {
             ElementType::Bf16 => 2 * self.size * rows,
             // Rows are four elements further apart, so that they begin in different banks.
-            ElementType::F32 => 4 * ((self.size + 4) * rows + scores * 32 * (32 + 4)),
+            ElementType::F32 => 4 * ((self.size + 4) * rows + scores * 32 * 32),
         }
     }
 }
@@ -213,8 +213,8 @@ pub fn backward(
     if dq.is_empty() {
         return;
     }
-    let delta = queue.scratch::<f32>(q.rows * heads);
-    row_products(queue, dout, out, delta, heads, head_dim, problem.vector(&[dout, out]));
+    let statistics = queue.scratch::<f32>(2 * heads * q.rows);
+    row_statistics(queue, dout, out, lse, statistics, heads, head_dim, problem.vector(&[dout, out]));
     let (element, size) = (q.element, problem.padded(q.element));
     let tiling = Tiling::new(element, size);
     let grid = |scores| problem.grid(q.rows, tiling.rows, tiling.shared_bytes(2 * tiling.rows, scores));
@@ -231,9 +231,8 @@ pub fn backward(
                 int(v.ld),
                 dout.$pointer(),
                 int(dout.ld),
-                lse.f32(),
-                int(lse.ld),
-                delta,
+                statistics,
+                int(q.rows),
                 cu_seqlens,
                 int(sequences),
                 int(heads),
@@ -290,12 +289,13 @@ pub fn backward(
     }
 }
 
-/// `delta [T, H] = Σ_j dout·out`.
-fn row_products(
+/// `statistics [2, H, T]`: the logarithms of sums, then `Σ_j dout·out`, as the kernels of the gradients read them.
+fn row_statistics(
     queue: &mut Queue,
     dout: Matrix,
     out: Matrix,
-    delta: Pointer<f32>,
+    lse: Matrix,
+    statistics: Pointer<f32>,
     heads: usize,
     head_dim: usize,
     vector: i32,
@@ -307,26 +307,30 @@ fn row_products(
     let (lddout, ldout) = (int(dout.ld), int(out.ld));
     let (tokens, heads, head_dim) = (int(out.rows), int(heads), int(head_dim));
     queue.push(match out.element {
-        ElementType::F32 => attention::attention_row_products_f32(
+        ElementType::F32 => attention::attention_row_statistics_f32(
             grid,
             dout.f32(),
             lddout,
             out.f32(),
             ldout,
-            delta,
+            lse.f32(),
+            int(lse.ld),
+            statistics,
             tokens,
             heads,
             head_dim,
             int(lanes),
             vector,
         ),
-        ElementType::Bf16 => attention::attention_row_products_bf16(
+        ElementType::Bf16 => attention::attention_row_statistics_bf16(
             grid,
             dout.bf16(),
             lddout,
             out.bf16(),
             ldout,
-            delta,
+            lse.f32(),
+            int(lse.ld),
+            statistics,
             tokens,
             heads,
             head_dim,
