@@ -1,6 +1,6 @@
 //! Compiled kernels, kept on disk: compiling takes seconds, a warm start should not.
 //!
-//! A file is named by everything its content depends on (source, headers, options, NVRTC version) and starts with a
+//! A file is named by everything its content depends on (source, the headers it includes, options, NVRTC version) and starts with a
 //! hash of its content, so that a torn or altered file is compiled again instead of being run. Files appear by rename.
 
 use std::io::Write as _;
@@ -64,20 +64,40 @@ impl Cache {
     }
 }
 
-fn key(nvrtc: &Nvrtc, module: &Module, target: Target) -> String {
+/// A name for the compiled source: by its content, the headers that it includes and they include, the options and NVRTC's
+/// version.
+pub fn key(nvrtc: &Nvrtc, module: &Module, target: Target) -> String {
     let mut hash = blake3::Hasher::new();
     let mut add = |text: &str| {
         hash.update(&(text.len() as u64).to_le_bytes());
         hash.update(text.as_bytes());
     };
     add(module.source);
-    for (name, text) in HEADERS {
+    for (name, text) in included(module.source, HEADERS) {
         add(name);
         add(text);
     }
     Nvrtc::options(target).iter().for_each(|option| add(option));
     add(&format!("{:?}", nvrtc.version()));
     format!("{}-{}-{}", module.file, target.name(), &hash.finalize().to_hex()[..32])
+}
+
+/// The headers that a source includes, and those that they include, each once and in the order of their names.
+fn included<'a>(source: &str, headers: &'a [(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let mut wanted = vec![source];
+    let mut found: Vec<(&str, &str)> = Vec::new();
+    while let Some(text) = wanted.pop() {
+        let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("#include"));
+        for name in names.map(|rest| rest.trim().trim_matches('"')) {
+            let header = headers.iter().find(|(known, _)| *known == name);
+            if let Some(&header) = header.filter(|header| !found.contains(header)) {
+                found.push(header);
+                wanted.push(header.1);
+            }
+        }
+    }
+    found.sort_unstable();
+    found
 }
 
 fn load(path: &Path) -> Option<Vec<u8>> {
@@ -103,6 +123,22 @@ fn store(path: &Path, body: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_header_counts_where_it_is_included_however_far_away() {
+        let headers =
+            [("a.cuh", "int a;"), ("b.cuh", "#pragma once\n#include \"a.cuh\""), ("c.cuh", "int c;")];
+        assert_eq!(included("// none", &headers), []);
+        assert_eq!(included("#include \"b.cuh\"\nint x;", &headers), [headers[0], headers[1]]);
+        // Sources include by name and in no other way, or their headers would be missed.
+        for (_, text) in
+            HEADERS.iter().copied().chain(crate::launch::kernels::MODULES.iter().map(|m| (m.file, m.source)))
+        {
+            for line in text.lines().filter(|line| line.contains("#include")) {
+                assert_eq!(included(line, HEADERS).is_empty(), line.starts_with("//"), "{line}");
+            }
+        }
+    }
 
     #[test]
     fn an_altered_file_is_not_used() {

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
-use rayon::prelude::*;
 
 use super::probe::{self, DeviceInfo, MINIMUM_CAPABILITY, Unavailable, describe};
 use super::{Cache, Nvrtc, Target};
@@ -57,6 +57,16 @@ pub fn usable(ordinal: usize) -> Result<(DeviceInfo, Target)> {
     Ok((info, Target::Ptx(newest)))
 }
 
+/// The sources that take longest to compile, the slowest first (benches/results/2026-12-01-cold-start.md): started last,
+/// one of them would be waited for alone.
+const SLOWEST: [&str; 6] =
+    ["attention_bf16", "norm_backward", "gemm_tf32", "gemm_bf16", "gemm_f16", "gather"];
+
+/// Place of a source in the order of compilation.
+fn compile_rank(file: &str) -> usize {
+    SLOWEST.iter().position(|slow| file.starts_with(slow)).unwrap_or(SLOWEST.len())
+}
+
 impl Cuda {
     /// Opens GPU number `ordinal`. With `SECATEUR_GRAPHS=0` in the environment it records no graphs.
     pub fn open(ordinal: usize, cache: Cache) -> Result<Cuda> {
@@ -97,14 +107,25 @@ impl Cuda {
         outcome.map_err(|error| Error::device(&self.name, format!("{}: {}", what(), describe(error))))
     }
 
+    /// What to say of a driver that refuses what NVRTC made: nothing, unless it is of an older generation.
+    fn mismatch(&self) -> String {
+        let (compiler, minor) = self.nvrtc.version();
+        match probe::driver_version() {
+            Ok((driver, of)) if driver < compiler => format!(
+                " (the driver supports CUDA {driver}.{of}, NVRTC is {compiler}.{minor}: update the driver, or set \
+                 SECATEUR_NVRTC to the folder of an NVRTC {driver})"
+            ),
+            _ => String::new(),
+        }
+    }
+
     /// Hands machine code to the driver and raises its kernels' shared memory limits.
     fn load_image(&self, module: usize, mut image: Vec<u8>) -> Result<Loaded> {
         let source = &MODULES[module];
         image.push(0); // PTX is a text that ends in zero; machine code knows its own length.
         // SAFETY: the image is what NVRTC made for this device, and the driver copies it.
-        let handle = self.check(|| format!("loading {}", source.file), unsafe {
-            result::module::load_data(image.as_ptr().cast())
-        })?;
+        let what = || format!("loading {}{}", source.file, self.mismatch());
+        let handle = self.check(what, unsafe { result::module::load_data(image.as_ptr().cast()) })?;
         use sys::CUfunction_attribute_enum as Attribute;
         let function = |name: &str| -> Result<sys::CUfunction, result::DriverError> {
             let Ok(name) = CString::new(name) else { unreachable!("kernel names are identifiers") };
@@ -131,17 +152,26 @@ impl Cuda {
         Ok(Loaded { module: handle, functions })
     }
 
-    /// Compiles and loads sources that are not loaded yet, in parallel. Returns how many had to be compiled.
+    /// Compiles and loads sources that are not loaded yet, in parallel, those that take longest first. Returns how many
+    /// had to be compiled.
     pub fn load(&mut self, modules: &[usize]) -> Result<usize> {
-        let missing: Vec<usize> =
+        let mut missing: Vec<usize> =
             modules.iter().copied().filter(|&module| self.modules[module].is_none()).collect();
+        missing.sort_by_key(|&module| compile_rank(MODULES[module].file));
         let (nvrtc, cache, target) = (self.nvrtc, &self.cache, self.target);
-        let images: Vec<(usize, (Vec<u8>, bool))> = missing
-            .into_par_iter()
-            .map(|module| Ok((module, cache.compile(nvrtc, &MODULES[module], target)?)))
-            .collect::<Result<_>>()?;
+        let images = Mutex::new(Vec::new());
+        rayon::scope_fifo(|scope| {
+            for module in missing {
+                let images = &images;
+                scope.spawn_fifo(move |_| {
+                    let image = cache.compile(nvrtc, &MODULES[module], target);
+                    images.lock().unwrap_or_else(PoisonError::into_inner).push((module, image));
+                });
+            }
+        });
         let mut compiled = 0;
-        for (module, (image, found)) in images {
+        for (module, image) in images.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            let (image, found) = image?;
             compiled += usize::from(!found);
             self.modules[module] = Some(self.load_image(module, image)?);
         }
@@ -363,5 +393,21 @@ impl Drop for Cuda {
             let _ = result::stream::destroy(self.stream);
             // The context stays for the rest of the process: making one takes longer than everything else here.
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_sources_are_there() {
+        for slow in SLOWEST {
+            assert!(
+                MODULES.iter().any(|module| module.file.starts_with(slow)),
+                "no source begins with {slow}"
+            );
+        }
+        assert!(compile_rank("norm_backward_f32.cu") < compile_rank("norm.cu"));
     }
 }

@@ -9,7 +9,7 @@ mod device;
 mod nvrtc;
 mod probe;
 
-pub use cache::Cache;
+pub use cache::{Cache, key};
 pub use device::{Cuda, usable};
 pub use nvrtc::{Nvrtc, Resources, Target};
 pub use probe::{DeviceInfo, MINIMUM_CAPABILITY, Unavailable, devices, driver_version};

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::{Library, Symbol};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::launch::Module;
@@ -47,7 +48,7 @@ pub struct Nvrtc {
 }
 
 /// What a kernel needs of a multiprocessor.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Resources {
     /// Name of the kernel.
     pub kernel: String,

@@ -1,6 +1,6 @@
-//! Launches of `kernels/norm.cu`.
+//! Launches of `kernels/norm.cu` and `kernels/norm_backward_*.cu`.
 
-use crate::launch::kernels::norm;
+use crate::launch::kernels::{norm, norm_backward_bf16, norm_backward_f32};
 use crate::launch::{ElementType, Grid, Matrix, Pointer, Queue, int, or_null};
 use crate::ops::rows::assert_alike;
 
@@ -86,7 +86,7 @@ pub fn layer_norm_backward(
     let (rows_a_block, rows, cols) = (int(rows_a_block), int(x.rows), int(x.cols));
     let accumulate = i32::from(accumulate_dx);
     queue.push(match x.element {
-        ElementType::F32 => norm::layer_norm_backward_f32(
+        ElementType::F32 => norm_backward_f32::layer_norm_backward_f32(
             grid,
             dy.f32(),
             lddy,
@@ -103,7 +103,7 @@ pub fn layer_norm_backward(
             rows,
             cols,
         ),
-        ElementType::Bf16 => norm::layer_norm_backward_bf16(
+        ElementType::Bf16 => norm_backward_bf16::layer_norm_backward_bf16(
             grid,
             dy.bf16(),
             lddy,
