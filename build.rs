@@ -54,7 +54,7 @@ fn generate(folder: &Path) -> Result<String, String> {
     }
     Ok(format!(
         "use super::{{Argument, Grid, Kernel, Launch, Module, Pointer}};\n\
-         #[allow(unused_imports)]\nuse super::Bf16;\n\n\
+         #[allow(unused_imports)]\nuse super::{{Bf16, F16}};\n\n\
          /// Headers of the kernels: name in an `#include`, and text.\n\
          pub static HEADERS: &[(&str, &str)] = &[\n{headers}];\n\n\
          /// Every kernel source.\npub static MODULES: &[Module] = &[\n{table}];\n{modules}"

@@ -1,7 +1,7 @@
-// Element types of whole matrices: f32 to bf16, rounded to nearest (ties to even), and back, exactly.
+// Element types of whole matrices: f32 to bf16 or f16, rounded to nearest (ties to even), and bf16 to f32, exactly.
 //
-// Parameters have a bf16 copy that products read while AdamW keeps the f32 block, and a product with one f32 factor
-// rounds it first. One thread converts 8 neighbouring elements of a row, so that every access is 16 bytes wide where the
+// Parameters have a bf16 copy that products read while AdamW keeps the f32 block (or an f16 copy, for forward passes
+// alone), and a product with one f32 factor rounds it first. One thread converts 8 neighbouring elements of a row, so that every access is 16 bytes wide where the
 // operands are aligned. Floor: 6 bytes an element.
 #include "prelude.cuh"
 
@@ -48,6 +48,12 @@ __device__ __forceinline__ void convert(const From* __restrict__ x, int ld_x, To
 /// `y = bf16(x)`, `[rows, cols]`; `vector`: every row of both starts on a 16-byte boundary.
 extern "C" __global__ void __launch_bounds__(256) to_bf16_matrix(const float* x, int ld_x, bf16* y, int ld_y, int rows,
                                                           int cols, int vector) {
+    convert(x, ld_x, y, ld_y, rows, cols, vector);
+}
+
+/// `y = f16(x)`, `[rows, cols]`; `vector`: every row of both starts on a 16-byte boundary.
+extern "C" __global__ void __launch_bounds__(256) to_f16_matrix(const float* x, int ld_x, f16* y, int ld_y, int rows,
+                                                         int cols, int vector) {
     convert(x, ld_x, y, ld_y, rows, cols, vector);
 }
 

@@ -8,7 +8,7 @@
 // Layouts: 0: A [m, k], B [n, k] (a linear layer); 1: A [m, k], B [k, n] (its input gradient); 2: A [k, m], B [k, n]
 // (its weight gradient). All are paths of one kernel, for they share the epilogue, which is most of the code.
 //
-// Floor: 2·m·n·k FLOPs (tensor cores for bf16 and tf32, multiply-adds of the CUDA cores for f32); bytes of A and B once,
+// Floor: 2·m·n·k FLOPs (tensor cores for bf16, f16 and tf32, multiply-adds of the CUDA cores for f32); bytes of A and B once,
 // C once. From L2 each block reads (1/rows + 1/columns) elements a multiply-add: at 128×128 1/64.
 // From shared memory a warp reads (1/warp_rows + 1/warp_columns): with 64×64 a warp the reads take about 2/3 of
 // the time of the products on a GPU with 1024 dense multiply-adds a cycle and multiprocessor, with 64×32 all of it.

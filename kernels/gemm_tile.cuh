@@ -1,6 +1,6 @@
 // The inner part of a product: a block's tile of C as a pipeline over slices of k.
 //
-// A slice is 64 or 128 bytes of k (32 or 64 bf16, 16 or 32 f32). cp.async brings the slices of both operands to a ring of
+// A slice is 64 or 128 bytes of k (32 or 64 bf16 or f16, 16 or 32 f32). cp.async brings the slices of both operands to a ring of
 // stages in shared memory; the edge of k is filled with zeros there, so nothing after it knows of it. Each operand lies in
 // memory in one of two ways: with k along its rows ("rows": tiles with rows of a slice), or with k across ("slab": a tile
 // has a row for each k). Both are copied 16 bytes at a time as they lie, and transposed, where need be, on the way from
@@ -100,7 +100,7 @@ struct Copies {
     }
 };
 
-// A step is 32 bytes of k (16 of bf16, 8 of tf32). The registers of a step of a warp's factors: a tile of 16 rows of A is
+// A step is 32 bytes of k (16 of bf16 or f16, 8 of tf32). The registers of a step of a warp's factors: a tile of 16 rows of A is
 // four registers, a pair of tiles of 8 columns of B is four.
 template <typename S>
 struct Fragments {
@@ -153,6 +153,9 @@ struct Reader {
 
 __device__ __forceinline__ void multiply(const bf16*, float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     multiply_bf16(c, a, b0, b1);
+}
+__device__ __forceinline__ void multiply(const f16*, float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    multiply_f16(c, a, b0, b1);
 }
 __device__ __forceinline__ void multiply(const float*, float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     multiply_tf32(c, a, b0, b1);

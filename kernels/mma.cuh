@@ -65,11 +65,16 @@ __device__ __forceinline__ float4 load_shared_vector(u32 address) {
     return v;
 }
 
-// c [16, 8] += a [16, 16] · b [16, 8], all of a warp. With g = lane / 4, t = lane % 4 a lane holds of
+// c [16, 8] += a [16, 16] · b [16, 8] in bf16 or f16, all of a warp. With g = lane / 4, t = lane % 4 a lane holds of
 // c: rows g, g, g + 8, g + 8, columns 2t, 2t + 1, 2t, 2t + 1; of a: pairs of k at (row g, k 2t), (g + 8, 2t), (g, 2t + 8),
 // (g + 8, 2t + 8); of b: pairs of k at (k 2t, column g), (2t + 8, g).
 __device__ __forceinline__ void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void multiply_f16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

@@ -1,7 +1,7 @@
 // What every kernel file starts from: element types, conversions, vector access, reductions.
 //
-// No CUDA or standard header is included anywhere: NVRTC alone, without a toolkit, has none. bf16 is converted by
-// inline PTX. Reductions are fixed trees, so a result does not depend on how blocks or warps are scheduled.
+// No CUDA or standard header is included anywhere: NVRTC alone, without a toolkit, has none. bf16 and f16 are converted
+// by inline PTX. Reductions are fixed trees, so a result does not depend on how blocks or warps are scheduled.
 #pragma once
 
 typedef unsigned char u8;
@@ -11,6 +11,11 @@ typedef unsigned long long u64;
 
 // A bfloat16 in memory. Arithmetic is f32: load, compute, store.
 struct bf16 {
+    u16 bits;
+};
+
+// An IEEE half in memory, for factors of products alone: beyond ±65504 it is infinite.
+struct f16 {
     u16 bits;
 };
 
@@ -27,6 +32,12 @@ struct Lanes {
 __device__ __forceinline__ float to_f32(float x) { return x; }
 __device__ __forceinline__ float to_f32(bf16 x) { return __uint_as_float(static_cast<u32>(x.bits) << 16); }
 
+__device__ __forceinline__ float to_f32(f16 x) {
+    float out;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(x.bits));
+    return out;
+}
+
 // Rounds to nearest, ties to even.
 template <typename T>
 __device__ __forceinline__ T from_f32(float x);
@@ -41,14 +52,26 @@ __device__ __forceinline__ bf16 from_f32<bf16>(float x) {
     return out;
 }
 
-// Two values to one register of bf16, `low` in the lower half.
+template <>
+__device__ __forceinline__ f16 from_f32<f16>(float x) {
+    f16 out;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+    return out;
+}
+
+// Two values to one register of bf16 (f16), `low` in the lower half.
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {
     u32 out;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
     return out;
 }
+__device__ __forceinline__ u32 pack_f16(float low, float high) {
+    u32 out;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
 
-// 16-byte vector access: 4 floats or 8 bf16. The address must be 16-byte aligned.
+// 16-byte vector access: 4 floats, 8 bf16 or 8 f16. The address must be 16-byte aligned.
 __device__ __forceinline__ void load_vector(const float* from, float (&to)[4]) {
     const float4 v = *reinterpret_cast<const float4*>(from);
     to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
@@ -68,6 +91,11 @@ __device__ __forceinline__ void store_vector(float* to, const float (&from)[4]) 
 __device__ __forceinline__ void store_vector(bf16* to, const float (&from)[8]) {
     *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]),
                                                pack_bf16(from[4], from[5]), pack_bf16(from[6], from[7]));
+}
+
+__device__ __forceinline__ void store_vector(f16* to, const float (&from)[8]) {
+    *reinterpret_cast<uint4*>(to) = make_uint4(pack_f16(from[0], from[1]), pack_f16(from[2], from[3]),
+                                               pack_f16(from[4], from[5]), pack_f16(from[6], from[7]));
 }
 
 struct Sum {

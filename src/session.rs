@@ -144,8 +144,18 @@ impl Session {
         Ok(session)
     }
 
+    /// Moves a model to `executor`, which is over its layout.
+    pub fn on(mut model: Model, executor: Box<dyn Executor>) -> Result<Session> {
+        let values = std::mem::take(&mut model.values);
+        Session::over(model, &values, executor)
+    }
+
     fn start(model: Model, values: &[f32], device: Device) -> Result<Session> {
-        let mut executor = device.executor(model.layout().clone())?;
+        let executor = device.executor(model.layout().clone())?;
+        Session::over(model, values, executor)
+    }
+
+    fn over(model: Model, values: &[f32], mut executor: Box<dyn Executor>) -> Result<Session> {
         executor.write_block(Block::Parameters, values)?;
         let (floats, ints, losses) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Session { model, executor, floats, ints, losses, mask_words: Vec::new(), mask_program: None })

@@ -60,6 +60,11 @@ fn batch(text: &str) -> std::result::Result<(usize, usize), String> {
 }
 
 impl Bench {
+    /// Whether training steps are measured.
+    pub fn trains(&self) -> bool {
+        !self.no_training
+    }
+
     pub fn run(&self, context: &mut Context) -> Result<()> {
         let (sequences, tokens) = self.batch;
         let lengths = match &self.lengths {
@@ -78,7 +83,7 @@ impl Bench {
             lengths,
             sequences,
             repeats: self.repeats as usize,
-            training: !self.no_training,
+            training: self.trains(),
             pruning: !self.no_pruning,
             seed: context.seed,
         };

@@ -69,6 +69,22 @@ impl Context {
         ["--device".into(), self.global.device.to_string(), "--precision".into(), precision].into()
     }
 
+    /// Refuses a precision that gradients cannot be computed in, before any work.
+    pub fn check_trains(&self) -> Result<()> {
+        match self.device {
+            Device::Cuda { precision, .. } | Device::Emulated { precision }
+                if !precision.differentiates() =>
+            {
+                Err(Error::usage(format!(
+                    "--precision {} is for forward passes (evaluate, forward, prune, bench --no-training): gradients \
+                     would underflow; bf16, tf32 and f32 train",
+                    precision.name()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Worker threads.
     pub fn threads(&self) -> usize {
         self.threads

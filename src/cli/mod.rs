@@ -33,6 +33,7 @@ use clap::{Parser, Subcommand};
 
 use context::Context;
 use options::GlobalOptions;
+use secateur::Result;
 
 /// Prunes and fine-tunes BERT- and GPT-2-class language models on its own compute engine.
 ///
@@ -66,6 +67,48 @@ enum Command {
     Bench(bench::Bench),
 }
 
+impl Command {
+    /// Whether it computes anything.
+    fn computes(&self) -> bool {
+        !matches!(self, Command::Methods(_) | Command::Inspect(_) | Command::Export(_) | Command::Doctor(_))
+    }
+
+    /// Whether it computes gradients.
+    fn trains(&self) -> bool {
+        match self {
+            Command::Demo(_)
+            | Command::Run(_)
+            | Command::Compare(_)
+            | Command::Sparsify(_)
+            | Command::CapF(_)
+            | Command::Finetune(_)
+            | Command::Pretrain(_) => true,
+            Command::Bench(command) => command.trains(),
+            _ => false,
+        }
+    }
+
+    fn run(self, context: &mut Context) -> Result<()> {
+        match self {
+            Command::Demo(command) => command.run(context),
+            Command::Run(command) => command.run(context),
+            Command::Compare(command) => command.run(context),
+            Command::Methods(command) => command.run(context),
+            Command::Prune(command) => command.run(context),
+            Command::Sparsify(command) => command.run(context),
+            Command::CapF(command) => command.run(context),
+            Command::Finetune(command) => command.run(context),
+            Command::Evaluate(command) => command.run(context),
+            Command::Pretrain(command) => command.run(context),
+            Command::Inspect(command) => command.run(context),
+            Command::Export(command) => command.run(context),
+            Command::Forward(command) => command.run(context),
+            Command::Doctor(command) => command.run(context),
+            Command::Bench(command) => command.run(context),
+        }
+    }
+}
+
 /// Exit status 0: done; 1: failed; 2: wrong usage.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -75,27 +118,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let computes_nothing = |command: &Command| {
-        matches!(command, Command::Methods(_) | Command::Inspect(_) | Command::Export(_) | Command::Doctor(_))
-    };
-    let result =
-        Context::new(cli.global, !computes_nothing(&cli.command)).and_then(|mut context| match cli.command {
-            Command::Demo(command) => command.run(&mut context),
-            Command::Run(command) => command.run(&mut context),
-            Command::Compare(command) => command.run(&mut context),
-            Command::Methods(command) => command.run(&mut context),
-            Command::Prune(command) => command.run(&mut context),
-            Command::Sparsify(command) => command.run(&mut context),
-            Command::CapF(command) => command.run(&mut context),
-            Command::Finetune(command) => command.run(&mut context),
-            Command::Evaluate(command) => command.run(&mut context),
-            Command::Pretrain(command) => command.run(&mut context),
-            Command::Inspect(command) => command.run(&mut context),
-            Command::Export(command) => command.run(&mut context),
-            Command::Forward(command) => command.run(&mut context),
-            Command::Doctor(command) => command.run(&mut context),
-            Command::Bench(command) => command.run(&mut context),
-        });
+    let result = Context::new(cli.global, cli.command.computes()).and_then(|mut context| {
+        if cli.command.trains() {
+            context.check_trains()?;
+        }
+        cli.command.run(&mut context)
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -29,7 +29,8 @@ pub struct GlobalOptions {
         value_name = "auto|cpu|cuda|cuda:N|reference|emulated"
     )]
     pub device: DeviceName,
-    /// What a GPU computes products and activations in. f32 and tf32 store f32; bf16 halves memory traffic too. Sums,
+    /// What a GPU computes products and activations in. f32 and tf32 store f32; bf16 halves memory traffic too; f16 rounds
+    /// the factors of products alone, as finely as tf32 and at the rate of bf16, and computes no gradients. Sums,
     /// statistics, losses and the optimiser are f32 always.
     #[arg(long, global = true, value_enum, default_value_t = PrecisionName::F32)]
     pub precision: PrecisionName,
@@ -75,6 +76,7 @@ pub enum PrecisionName {
     F32,
     Tf32,
     Bf16,
+    F16,
 }
 
 impl GlobalOptions {
@@ -85,6 +87,7 @@ impl GlobalOptions {
             PrecisionName::F32 => Precision::F32,
             PrecisionName::Tf32 => Precision::Tf32,
             PrecisionName::Bf16 => Precision::Bf16,
+            PrecisionName::F16 => Precision::F16,
         };
         let (device, reason) = match self.device {
             DeviceName::Auto => Device::best(precision),

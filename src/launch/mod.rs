@@ -13,7 +13,8 @@ mod signature;
 
 pub use device::{Device, Recording};
 pub use operand::{
-    Bf16, DeviceLimits, DropoutOperand, ElementType, Matrix, Pointer, Precision, int, or_null,
+    Bf16, DeviceLimits, DropoutOperand, ElementType, F16, Factor, FactorType, Matrix, Pointer, Precision,
+    int, or_null,
 };
 pub use queue::{Argument, Grid, Kernel, Launch, Module, Queue, Step};
 

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use crate::ops::dropout::{AppliedDropout, Dropout, DropoutKey};
 
-pub use half::bf16 as Bf16;
+pub use half::{bf16 as Bf16, f16 as F16};
 
 /// Address of an element in device memory. No more than a number: only kernels follow it.
 #[derive(Debug)]
@@ -124,6 +124,71 @@ impl Matrix {
     }
 }
 
+/// Element type of a factor of a product.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FactorType {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision; infinite beyond ±65,504, which is why nothing but factors is stored so.
+    F16,
+}
+
+impl FactorType {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            FactorType::F32 => 4,
+            FactorType::Bf16 | FactorType::F16 => 2,
+        }
+    }
+}
+
+impl From<ElementType> for FactorType {
+    fn from(element: ElementType) -> FactorType {
+        match element {
+            ElementType::F32 => FactorType::F32,
+            ElementType::Bf16 => FactorType::Bf16,
+        }
+    }
+}
+
+/// A row-major matrix in device memory, as a product reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Factor {
+    /// Address of its first element.
+    pub address: u64,
+    /// Type of its elements.
+    pub element: FactorType,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Elements between the starts of two rows.
+    pub ld: usize,
+}
+
+impl From<Matrix> for Factor {
+    fn from(matrix: Matrix) -> Factor {
+        let Matrix { address, element, rows, cols, ld } = matrix;
+        Factor { address, element: element.into(), rows, cols, ld }
+    }
+}
+
+impl Factor {
+    /// Whether every row starts on a 16-byte boundary.
+    pub fn aligned16(&self) -> bool {
+        self.address.is_multiple_of(16) && (self.ld * self.element.bytes()).is_multiple_of(16)
+    }
+
+    /// `count` of its rows, from row `start` on.
+    pub fn rows_at(self, start: usize, count: usize) -> Factor {
+        let offset = start * self.ld * self.element.bytes();
+        Factor { address: self.address + offset as u64, rows: count, ..self }
+    }
+}
+
 /// A dropout layer as kernels take it.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct DropoutOperand {
@@ -164,16 +229,34 @@ pub enum Precision {
     /// Activations and factors of products are stored in bf16; sums, statistics, gradients of parameters and the
     /// optimiser are f32.
     Bf16,
+    /// f32 storage; factors of products are rounded to f16 (10 bits of fraction, at the rate of bf16; infinite beyond
+    /// ±65,504), sums are f32. Forward passes only: gradients would underflow, and losses are not scaled.
+    F16,
 }
 
 impl Precision {
-    /// "f32", "tf32", "bf16".
+    /// "f32", "tf32", "bf16", "f16".
     pub fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
             Precision::Tf32 => "tf32",
             Precision::Bf16 => "bf16",
+            Precision::F16 => "f16",
         }
+    }
+
+    /// What products read instead of f32, where that is another type: there is then a copy of the parameters in it.
+    pub fn factors(self) -> Option<FactorType> {
+        match self {
+            Precision::F32 | Precision::Tf32 => None,
+            Precision::Bf16 => Some(FactorType::Bf16),
+            Precision::F16 => Some(FactorType::F16),
+        }
+    }
+
+    /// Whether gradients can be computed.
+    pub fn differentiates(self) -> bool {
+        self != Precision::F16
     }
 }
 

@@ -6,10 +6,11 @@
 
 /// A type that a parameter may have: its spelling in CUDA (qualifiers removed), in Rust, and whether it may be passed
 /// by value.
-const TYPES: [(&str, &str, bool); 12] = [
+const TYPES: [(&str, &str, bool); 13] = [
     ("float", "f32", true),
     ("double", "f64", true),
     ("bf16", "Bf16", false),
+    ("f16", "F16", false),
     ("int", "i32", true),
     ("unsigned", "u32", true),
     ("unsigned int", "u32", true),

@@ -39,6 +39,10 @@ impl Program {
     pub fn forward_ops(&self) -> &[Op] {
         &self.ops[..self.forward_len]
     }
+    /// Whether a backward pass follows the forward pass.
+    pub fn differentiates(&self) -> bool {
+        self.forward_len < self.ops.len()
+    }
     /// The slot `id`.
     pub fn slot(&self, id: SlotId) -> &Slot {
         &self.slots[id.index()]

@@ -6,7 +6,8 @@
 
 use half::bf16;
 use proptest::prelude::*;
-use secateur::launch::{DropoutOperand, ElementType, Matrix as Operand};
+use secateur::exec::Approximations;
+use secateur::launch::{DropoutOperand, ElementType, Matrix as Operand, Precision};
 use secateur::ops::attention::cuda;
 use secateur::ops::dropout::{AppliedDropout, Dropout, DropoutKey};
 
@@ -55,7 +56,10 @@ fn matrix_of(rows: usize, cols: usize, values: &[f32]) -> Matrix {
 
 /// Forward and backward on a device of its own. q, k, v and their gradients are thirds of one matrix each.
 fn run(case: &Case, element: ElementType) -> Results<Matrix> {
-    let mut device = TestDevice::new();
+    run_on(case, element, TestDevice::new())
+}
+
+fn run_on(case: &Case, element: ElementType, mut device: TestDevice) -> Results<Matrix> {
     let (rows, width, heads, sequences) = (case.rows(), case.width(), case.heads, case.sequences());
     let qkv = device.matrix(rows, 3 * width, &elements(&case.qkv), element);
     let dqkv = device.output(rows, 3 * width, element);
@@ -106,6 +110,21 @@ fn run(case: &Case, element: ElementType) -> Results<Matrix> {
 fn check(case: Case, element: ElementType) {
     let case = rounded(case, element);
     case.check(&run(&case, element), rounding(element));
+}
+
+/// The bounds hold at both ends of the documented errors of the exponential.
+#[test]
+fn bounds_hold_for_the_worst_exponentials() {
+    for approximations in [Approximations::Least, Approximations::Greatest] {
+        for element in BOTH {
+            for seed in 0..4 {
+                let case = Case::random(&mut Random(seed), 3, 80, 2, 20);
+                let case = rounded(case, element);
+                let device = TestDevice::with_approximations(Precision::F32, approximations);
+                case.check(&run_on(&case, element, device), rounding(element));
+            }
+        }
+    }
 }
 
 /// A case with these sequence lengths.

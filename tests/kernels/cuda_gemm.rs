@@ -1,10 +1,11 @@
 //! The product kernels on a device (emulated, or a GPU) against the f64 reference, every tile and layout of them, and
 //! the traffic of their main loops.
 
-use half::bf16;
+use half::{bf16, f16};
 use proptest::prelude::*;
+use secateur::exec::Approximations;
 use secateur::launch::ElementType::{self, Bf16, F32};
-use secateur::launch::{DropoutOperand, Matrix, Precision};
+use secateur::launch::{DropoutOperand, Factor, FactorType, Matrix, Precision};
 use secateur::ops::activation::Activation;
 use secateur::ops::dropout::{AppliedDropout, Dropout, DropoutKey};
 use secateur::ops::gemm::cuda::{self, Choice, tiles};
@@ -13,6 +14,9 @@ use secateur::ops::{View, ViewMut};
 
 use crate::common::{Random, U, gamma, wide};
 use crate::support::device::{TestDevice, leading_dimension};
+
+/// Every precision that has kernels.
+const ALL: [Precision; 4] = [Precision::Bf16, Precision::F16, Precision::Tf32, Precision::F32];
 
 /// Everything that defines one product but its data.
 #[derive(Clone, Debug)]
@@ -64,16 +68,17 @@ impl Case {
             seed: 11,
         }
     }
-    fn input(&self) -> ElementType {
-        if self.precision == Precision::Bf16 { Bf16 } else { F32 }
+    fn input(&self) -> FactorType {
+        self.precision.factors().unwrap_or(FactorType::F32)
     }
 }
 
 /// `value` as a matrix of this type holds it.
-fn stored(element: ElementType, value: f32) -> f32 {
-    match element {
-        F32 => value,
-        Bf16 => bf16::from_f32(value).to_f32(),
+fn stored(element: impl Into<FactorType>, value: f32) -> f32 {
+    match element.into() {
+        FactorType::F32 => value,
+        FactorType::Bf16 => bf16::from_f32(value).to_f32(),
+        FactorType::F16 => f16::from_f32(value).to_f32(),
     }
 }
 
@@ -180,8 +185,8 @@ impl Operands {
         let &Case { m, n, k, transpose, .. } = case;
         let shape = |transposed, rows, cols| if transposed { (cols, rows) } else { (rows, cols) };
         let ((ar, ac), (br, bc)) = (shape(transpose.0, m, k), shape(transpose.1, k, n));
-        let a = slice(device, ar, ac, case.shift.0, Some(&self.a), case.input());
-        let b = slice(device, br, bc, case.shift.1, Some(&self.b), case.input());
+        let a = factor(device, ar, ac, case.shift.0, &self.a, case.input());
+        let b = factor(device, br, bc, case.shift.1, &self.b, case.input());
         let c = slice(device, m, n, case.shift.2, case.accumulate.then_some(&self.c), case.output);
         let residual = self.residual.as_ref().map(|r| slice(device, m, n, 0, Some(r), case.output));
         let preactivation = case.preactivation.then(|| device.output(m, n, case.output));
@@ -214,10 +219,14 @@ impl Operands {
 
     /// Runs the case and holds every element against its bound.
     fn check(&self, case: &Case) {
+        self.check_on(case, &mut TestDevice::with_precision(case.precision));
+    }
+
+    fn check_on(&self, case: &Case, device: &mut TestDevice) {
         let (sums, outputs) = self.reference(case, |x| x);
         let magnitudes =
             self.reference(&Case { activation: None, dropout: None, ..case.clone() }, f64::abs).0;
-        let (c, z) = self.run(case);
+        let (c, z) = self.run_on(case, device);
         // Tensor cores add the exact products of an instruction to the sum with at most one bit less than f32 rounds to;
         // tf32 factors are rounded to 11 bits, each by at most 2⁻¹¹, and bf16 results to 8 bits.
         let chain = 2 * (case.k + 2 * case.splits + 2);
@@ -276,9 +285,25 @@ fn slice(
     let ld = leading_dimension(cols + shift);
     let matrix = Matrix { address, element, rows, cols, ld };
     if let Some(values) = values {
-        device.write(&matrix, values);
+        device.write(matrix, values);
     }
     matrix
+}
+
+/// The same for a factor.
+fn factor(
+    device: &mut TestDevice,
+    rows: usize,
+    cols: usize,
+    shift: usize,
+    values: &[f32],
+    element: FactorType,
+) -> Factor {
+    let whole = device.factor(rows, cols + shift, element);
+    let address = whole.address + (shift * element.bytes()) as u64;
+    let factor = Factor { address, cols, ..whole };
+    device.write(factor, values);
+    factor
 }
 
 /// Sizes around the edges of tiles, quads and chunks.
@@ -300,7 +325,7 @@ fn depth() -> impl Strategy<Value = usize> {
 
 prop_compose! {
     fn case()(
-        precision in prop::sample::select(vec![Precision::Bf16, Precision::Bf16, Precision::Tf32, Precision::F32]),
+        precision in prop::sample::select(vec![Precision::Bf16, Precision::F16, Precision::Tf32, Precision::F32]),
         tile in prop::option::weighted(0.8, 0..60usize),
         splits in prop::sample::select(vec![1usize, 1, 1, 2, 3]),
         (m, n, k) in (size(), size(), depth()),
@@ -373,7 +398,7 @@ proptest! {
 /// Every tile in every layout, over several tiles each way, with ragged edges and a cut k.
 #[test]
 fn every_tile_computes_every_layout() {
-    for precision in [Precision::Bf16, Precision::Tf32, Precision::F32] {
+    for precision in ALL {
         for (tile, shape) in tiles(precision).iter().enumerate() {
             for transpose in [(false, true), (false, false), (true, false)] {
                 for splits in [1, 2] {
@@ -395,6 +420,21 @@ fn nothing_is_launched_for_an_empty_matrix() {
     }
 }
 
+/// The bounds of the activations hold at both ends of the documented errors of what they are computed with.
+#[test]
+fn bounds_hold_for_the_worst_approximations() {
+    for approximations in [Approximations::Least, Approximations::Greatest] {
+        for activation in [Activation::GeluErf, Activation::GeluTanh, Activation::Tanh] {
+            for precision in [Precision::Bf16, Precision::F32] {
+                let plain = Case::plain(precision, (33, 72, 40), (false, true));
+                let case = Case { activation: Some(activation), bias: true, preactivation: true, ..plain };
+                let device = &mut TestDevice::with_approximations(precision, approximations);
+                Operands::new(&case).check_on(&case, device);
+            }
+        }
+    }
+}
+
 /// Everything dropped leaves the residual alone.
 #[test]
 fn dropout_of_everything_leaves_the_residual() {
@@ -405,10 +445,22 @@ fn dropout_of_everything_leaves_the_residual() {
     assert_eq!(Some(c), operands.residual);
 }
 
+/// What f16 cannot hold is infinite in a result, not a wrong number.
+#[test]
+fn factors_beyond_f16_give_no_finite_result() {
+    let case = Case::plain(Precision::F16, (20, 33, 17), (false, true));
+    let mut operands = Operands::new(&case);
+    operands.a[3] = 65_520.0; // half-way from the largest finite value to the next, were there one
+    let (c, _) = operands.run(&case);
+    for (i, row) in c.chunks(case.n).enumerate() {
+        assert!(row.iter().all(|x| x.is_finite() == (i > 0)), "row {i}");
+    }
+}
+
 /// One special value reaches exactly the row that the formula says.
 #[test]
 fn not_a_number_and_infinity_propagate() {
-    for precision in [Precision::Bf16, Precision::Tf32, Precision::F32] {
+    for precision in ALL {
         for transpose in [(false, true), (false, false), (true, false)] {
             for special in [f32::NAN, f32::INFINITY] {
                 let (m, n, k) = (20, 33, 17);
@@ -434,7 +486,7 @@ fn not_a_number_and_infinity_propagate() {
 #[test]
 fn bits_of_products_do_not_depend_on_the_order_of_blocks() {
     for (precision, tile, splits) in
-        [(Precision::Bf16, 3, 3), (Precision::Bf16, 1, 1), (Precision::F32, 0, 2)]
+        [(Precision::Bf16, 3, 3), (Precision::F16, 3, 2), (Precision::Bf16, 1, 1), (Precision::F32, 0, 2)]
     {
         let plain = Case::plain(precision, (70, 201, 300), (false, true));
         let case = Case { tile: Some(tile), splits, bias: true, dropout: Some(0.1), residual: true, ..plain };

@@ -1,79 +1,55 @@
 //! What the product kernels move and how long they take: traffic counted by the emulator, and a sweep for a GPU.
 
-use ptxsim::{Checks, Machine, Options};
-use secateur::cuda::{Cache, Nvrtc, Target};
-use secateur::launch::ElementType::{self, Bf16, F32};
-use secateur::launch::kernels::MODULES;
-use secateur::launch::{Argument, DeviceLimits, Matrix, Precision, Queue, Step};
+use secateur::launch::ElementType::{Bf16, F32};
+use secateur::launch::{DeviceLimits, Factor, FactorType, Matrix, Precision, Queue, Step};
 use secateur::ops::gemm::cuda::{self, Choice, tiles};
 
 use crate::common::Random;
 use crate::support::device::TestDevice;
+use crate::traffic::Traffic;
 
 /// The main loops move no byte twice and never wait for a bank: what a deeper product adds to the traffic of a shallower
 /// one is free of conflicts, and touches no more sectors than its bytes fill.
 #[test]
 fn main_loops_have_no_bank_conflicts_and_whole_sectors() {
-    let nvrtc = Nvrtc::get().unwrap_or_else(|error| panic!("{error}"));
     let limits = DeviceLimits { multiprocessors: 4, shared_bytes: 163 << 10, capability: (8, 0) };
-    let traffic = |precision: Precision, tile: usize, transpose: (bool, bool), k: usize| {
+    let counted = |precision: Precision, tile: usize, transpose: (bool, bool), k: usize| {
         let shape = tiles(precision)[tile];
-        let element = if precision == Precision::Bf16 { Bf16 } else { F32 };
-        let checks = Checks { traffic: true, ..Checks::none() };
-        let mut machine = Machine::new(Options { checks, ..Options::default() });
-        let mut zeros = |rows: usize, cols: usize, element: ElementType| {
-            let bytes = rows * cols * element.bytes();
-            let address = machine.allocate(bytes, "operand");
-            machine.fill(address, bytes, 0).expect("memory");
-            Matrix { address, element, rows, cols, ld: cols }
-        };
+        let element = precision.factors().unwrap_or(FactorType::F32);
+        let mut traffic = Traffic::new();
         let (m, n) = (shape.rows, shape.columns);
-        let a = if transpose.0 { zeros(k, m, element) } else { zeros(m, k, element) };
-        let b = if transpose.1 { zeros(n, k, element) } else { zeros(k, n, element) };
-        let c = zeros(m, n, F32);
+        let mut factor = |transposed: bool, rows: usize, cols: usize| {
+            let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
+            Factor { address: traffic.zeros(rows * cols * element.bytes()), element, rows, cols, ld: cols }
+        };
+        let (a, b) = (factor(transpose.0, m, k), factor(transpose.1, k, n));
+        let c = Matrix { address: traffic.zeros(m * n * 4), element: F32, rows: m, cols: n, ld: n };
         let mut queue = Queue::measuring(limits, precision);
         let choice = Some(Choice { tile, splits: 1 });
         cuda::gemm_with(&mut queue, choice, a, transpose.0, b, transpose.1, c, cuda::Epilogue::default());
         let [Step::Launch(launch)] = queue.steps() else { panic!("one launch") };
-        let (text, _) =
-            Cache::of_user().compile(nvrtc, &MODULES[launch.kernel().module], Target::Ptx(80)).expect("PTX");
-        let text = String::from_utf8_lossy(&text);
-        let module = ptxsim::Module::parse(text.trim_end_matches('\0')).expect("PTX that parses");
-        let arguments = launch.arguments().iter().map(|argument| match *argument {
-            Argument::U32(value) => ptxsim::Argument::U32(value),
-            Argument::U64(value) => ptxsim::Argument::U64(value),
-            Argument::F32(value) => ptxsim::Argument::F32(value),
-            Argument::F64(value) => ptxsim::Argument::F64(value),
-        });
-        let (grid, name) = (launch.grid(), launch.kernel().name);
-        let arguments: Vec<_> = arguments.collect();
-        let report = machine.launch(&module, name, grid.blocks, grid.threads, grid.shared, &arguments);
-        report.unwrap_or_else(|error| panic!("{error}")).counters
+        traffic.launch(launch)
     };
-    for precision in [Precision::Bf16, Precision::Tf32, Precision::F32] {
+    for precision in [Precision::Bf16, Precision::F16, Precision::Tf32, Precision::F32] {
         for (tile, shape) in tiles(precision).iter().enumerate() {
             for transpose in [(false, true), (false, false), (true, false)] {
                 let (short, long) =
-                    (traffic(precision, tile, transpose, 64), traffic(precision, tile, transpose, 192));
-                let element = if precision == Precision::Bf16 { 2 } else { 4 };
+                    (counted(precision, tile, transpose, 64), counted(precision, tile, transpose, 192));
+                let element = precision.factors().map_or(4, FactorType::bytes);
                 let bytes = 128 * (shape.rows + shape.columns) * element;
                 let what = format!("{precision:?} {}×{} {transpose:?}", shape.rows, shape.columns);
                 assert!(long.shared_accesses > short.shared_accesses, "{what}");
                 assert_eq!(long.bank_conflict_replays - short.bank_conflict_replays, 0, "{what}");
                 assert_eq!(long.sectors - short.sectors, bytes as u64 / 32, "{what}");
                 let products = (128 * shape.rows * shape.columns) as u64;
-                let each = [16 * 8 * 16, 16 * 8 * 8, u64::MAX][precision_index(precision)];
+                let each = match precision {
+                    Precision::Bf16 | Precision::F16 => 16 * 8 * 16,
+                    Precision::Tf32 => 16 * 8 * 8,
+                    Precision::F32 => u64::MAX,
+                };
                 assert_eq!(long.mma - short.mma, products / each, "{what}");
             }
         }
-    }
-}
-
-fn precision_index(precision: Precision) -> usize {
-    match precision {
-        Precision::Bf16 => 0,
-        Precision::Tf32 => 1,
-        Precision::F32 => 2,
     }
 }
 

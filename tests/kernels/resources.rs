@@ -3,13 +3,19 @@
 //!
 //! The record is of one version of NVRTC (`tools/nvrtc` installs it); with another, only what must hold everywhere is
 //! checked: no spills, no stack. `SECATEUR_UPDATE=1` writes the record anew.
+//!
+//! Compiling everything for five architectures takes minutes. What the assembler said is kept in the build folder by the
+//! hash of all that it depends on, so a change of one source costs the compilation of that source.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use rayon::prelude::*;
-use secateur::cuda::Nvrtc;
+use secateur::cuda::{self, Nvrtc, Resources, Target};
+use secateur::launch::Module;
 use secateur::launch::kernels::MODULES;
+
+use crate::record;
 
 /// Ampere (data centre, RTX 30), Ada, Hopper, Blackwell (RTX 50).
 const ARCHITECTURES: [u32; 5] = [80, 86, 89, 90, 120];
@@ -23,10 +29,8 @@ fn kernels_cost_what_the_record_says_and_spill_nothing() {
         MODULES.iter().flat_map(|module| ARCHITECTURES.map(|architecture| (module, architecture))).collect();
     let reports: Vec<_> = jobs
         .par_iter()
-        .map(|(module, architecture)| {
-            let resources = nvrtc.resources(module, *architecture).expect("every kernel compiles");
-            (module, architecture, resources)
-        })
+        .with_max_len(1)
+        .map(|&(module, architecture)| (module, architecture, resources(nvrtc, module, architecture)))
         .collect();
     let mut record = String::from("# file kernel architecture registers shared-bytes\n");
     let mut faults = Vec::new();
@@ -48,32 +52,53 @@ fn kernels_cost_what_the_record_says_and_spill_nothing() {
         }
     }
     assert!(faults.is_empty(), "kernels that spill:\n{}", faults.join("\n"));
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(RECORD);
-    if std::env::var_os("SECATEUR_UPDATE").is_some() {
-        std::fs::write(&path, record).expect("the record can be written");
-        return;
-    }
-    if nvrtc.version() != RECORDED_WITH {
+    if nvrtc.version() != RECORDED_WITH && !record::updating() {
         println!(
             "not compared with {RECORD}: NVRTC {:?}, the record is of {RECORDED_WITH:?}",
             nvrtc.version()
         );
         return;
     }
-    let recorded = std::fs::read_to_string(&path).unwrap_or_default();
-    let differing: Vec<String> = diff(&recorded, &record);
-    assert!(
-        differing.is_empty(),
-        "{} lines differ from {RECORD} (SECATEUR_UPDATE=1 writes it anew):\n{}",
-        differing.len(),
-        differing.join("\n")
-    );
+    record::compare(RECORD, &record);
 }
 
-/// Lines of only one of the two texts.
-fn diff(old: &str, new: &str) -> Vec<String> {
-    let has = |text: &str, line: &str| text.lines().any(|other| other == line);
-    let gone = old.lines().filter(|line| !has(new, line)).map(|line| format!("- {line}"));
-    let added = new.lines().filter(|line| !has(old, line)).map(|line| format!("+ {line}"));
-    gone.chain(added).collect()
+/// What the kernels of a source cost: as the assembler says now, or as it said of the same text.
+fn resources(nvrtc: &Nvrtc, module: &Module, architecture: u32) -> Vec<Resources> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("resources");
+    let path = folder.join(cuda::key(nvrtc, module, Target::Cubin(architecture)));
+    let kept = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    kept.unwrap_or_else(|| {
+        let found = nvrtc.resources(module, architecture).expect("every kernel compiles");
+        let text = serde_json::to_vec(&found).expect("numbers and names");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        // Under its name only when it is whole, whoever else runs this test.
+        let mut file = tempfile::NamedTempFile::new_in(&folder).expect("a file");
+        std::io::Write::write_all(&mut file, &text).expect("written");
+        file.persist(&path).expect("renamed");
+        found
+    })
+}
+
+/// Seconds to compile each source, and all of them on every thread: what a cold start waits for. Run with `--ignored
+/// --nocapture`, on a quiet machine; prints comma-separated values.
+#[test]
+#[ignore = "a measurement"]
+fn compile_times() {
+    let nvrtc = Nvrtc::get().expect("NVRTC");
+    let timed = |work: &dyn Fn()| {
+        let start = std::time::Instant::now();
+        work();
+        start.elapsed().as_secs_f64()
+    };
+    let compile = |module: &Module, architecture: u32| {
+        nvrtc.compile(module, Target::Cubin(architecture)).expect("every kernel compiles");
+    };
+    compile(&MODULES[0], 90); // loads the library's own tables
+    println!("source,sm_90,sm_89");
+    for module in MODULES {
+        let [hopper, ada] = [90, 89].map(|architecture| timed(&|| compile(module, architecture)));
+        println!("{},{hopper:.2},{ada:.2}", module.file);
+    }
+    let all = timed(&|| MODULES.par_iter().with_max_len(1).for_each(|module| compile(module, 90)));
+    println!("all on {} threads,{all:.2},", rayon::current_num_threads());
 }

@@ -3,10 +3,12 @@
 //! An operation is called through its `cuda.rs`, as the executor calls it. Operands are padded to their leading
 //! dimension with memory that must not be read; outputs are poisoned before the operation runs.
 
-use half::bf16;
+use half::{bf16, f16};
 use secateur::cuda::{Cache, Cuda};
-use secateur::exec::Emulated;
-use secateur::launch::{Device, DeviceLimits, ElementType, Matrix, Pointer, Precision, Queue};
+use secateur::exec::{Approximations, Emulated};
+use secateur::launch::{
+    Device, DeviceLimits, ElementType, Factor, FactorType, Matrix, Pointer, Precision, Queue,
+};
 
 /// A device and what a test put on it.
 pub struct TestDevice {
@@ -23,6 +25,12 @@ impl TestDevice {
     /// The device that `SECATEUR_TEST_DEVICE` names; the emulator if it is not set.
     pub fn new() -> TestDevice {
         TestDevice::with_precision(Precision::F32)
+    }
+
+    /// The emulator, with approximate instructions at an end of their documented errors.
+    pub fn with_approximations(precision: Precision, approximations: Approximations) -> TestDevice {
+        let device = Emulated::with(1, approximations).unwrap_or_else(|error| panic!("{error}"));
+        TestDevice { device: Box::new(device), precision }
     }
 
     /// The device, whose products compute in `precision`.
@@ -109,7 +117,7 @@ impl TestDevice {
     pub fn matrix(&mut self, rows: usize, cols: usize, values: &[f32], element: ElementType) -> Matrix {
         assert_eq!(values.len(), rows * cols);
         let matrix = self.output(rows, cols, element);
-        self.write(&matrix, values);
+        self.write(matrix, values);
         matrix
     }
 
@@ -120,16 +128,39 @@ impl TestDevice {
         Pointer::new(address)
     }
 
+    /// A factor `[rows, cols]` of unwritten memory, poisoned.
+    pub fn factor(&mut self, rows: usize, cols: usize, element: FactorType) -> Factor {
+        let ld = leading_dimension(cols);
+        let bytes = rows * ld * element.bytes();
+        let address = self.device.allocate(bytes.max(4), "factor").expect("memory");
+        self.device.poison(address, bytes).expect("poison");
+        Factor { address, element, rows, cols, ld }
+    }
+
     /// Replaces the elements of a matrix.
-    pub fn write(&mut self, matrix: &Matrix, values: &[f32]) {
+    pub fn write(&mut self, matrix: impl Into<Factor>, values: &[f32]) {
+        let matrix: Factor = matrix.into();
         let size = matrix.element.bytes();
         for (row, values) in values.chunks(matrix.cols.max(1)).enumerate() {
             let bytes: Vec<u8> = match matrix.element {
-                ElementType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                ElementType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+                FactorType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                FactorType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+                FactorType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
             };
             self.device.upload(matrix.address + (row * matrix.ld * size) as u64, &bytes).expect("upload");
         }
+    }
+
+    /// The bits of a factor of 16-bit elements, row by row.
+    pub fn read_bits(&self, factor: &Factor) -> Vec<u16> {
+        let mut out = Vec::with_capacity(factor.rows * factor.cols);
+        let mut bits = vec![0u16; factor.cols];
+        for row in 0..factor.rows {
+            let address = factor.address + (row * factor.ld * 2) as u64;
+            self.device.download(address, bytemuck::cast_slice_mut(&mut bits)).expect("download");
+            out.extend(&bits);
+        }
+        out
     }
 
     /// The elements of a matrix, row by row. An element that no kernel wrote is NaN.

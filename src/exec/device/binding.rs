@@ -2,7 +2,9 @@
 
 use crate::exec::Block;
 use crate::launch::Grid;
-use crate::launch::{Bf16, DropoutOperand, ElementType, Matrix, Pointer, Queue, int, kernels};
+use crate::launch::{
+    Bf16, DropoutOperand, ElementType, Factor, FactorType, Matrix, Pointer, Queue, int, kernels,
+};
 use crate::program::{self, DropoutSite, Extents, Parameter, Plan, Program, SlotId, Storage};
 
 /// Where the buffers of a program are.
@@ -12,7 +14,9 @@ pub struct Addresses {
     pub blocks: [u64; Block::COUNT],
     /// Bits of the weight masks.
     pub masks: u64,
-    /// The parameters rounded to bf16; 0 where products read f32.
+    /// What products read instead of f32, if they do.
+    pub factors: Option<FactorType>,
+    /// The parameters in that type.
     pub shadow: u64,
     /// Float inputs.
     pub inputs: u64,
@@ -27,6 +31,7 @@ impl Addresses {
     pub const MEASURING: Addresses = Addresses {
         blocks: [1 << 41, 2 << 41, 3 << 41, 4 << 41, 5 << 41, 6 << 41, 7 << 41, 8 << 41, 9 << 41],
         masks: 10 << 41,
+        factors: None,
         shadow: 11 << 41,
         inputs: 12 << 41,
         ints: 13 << 41,
@@ -105,12 +110,19 @@ impl Binding<'_> {
         Pointer::new(self.addresses.blocks[block as usize]).offset(parameter.offset - start)
     }
 
-    /// A parameter's elements in the bf16 copy of the parameters; null where there is none.
-    pub fn shadow(&self, parameter: &Parameter) -> Pointer<Bf16> {
-        match self.addresses.shadow {
-            0 => Pointer::NULL,
-            shadow => Pointer::new(shadow).offset(parameter.offset),
+    /// The copy of the parameters in bf16, which operations that write parameters keep up to date; null where there is
+    /// none. (One in f16 is made anew before the next program.)
+    pub fn copy_in_bf16(&self) -> Pointer<Bf16> {
+        match self.addresses.factors {
+            Some(FactorType::Bf16) => Pointer::new(self.addresses.shadow),
+            _ => Pointer::NULL,
         }
+    }
+
+    /// A parameter's elements in the bf16 copy of the parameters; null where there is none.
+    pub fn part_in_bf16(&self, parameter: &Parameter) -> Pointer<Bf16> {
+        let copy = self.copy_in_bf16();
+        if copy.is_null() { copy } else { copy.offset(parameter.offset) }
     }
 
     /// The masked matrices, each with the number of its first element in the masked stretch.
@@ -125,58 +137,75 @@ impl Binding<'_> {
         Pointer::new(self.addresses.masks).offset(first / 64)
     }
 
-    /// A factor of a product: as it is, or rounded to bf16 where products read bf16. Parameters have a rounded copy,
-    /// anything else is rounded to scratch.
-    pub fn factor(&self, queue: &mut Queue, slot: SlotId) -> Matrix {
+    /// A factor of a product: as it is, or rounded to what products read. Parameters have a rounded copy, anything else
+    /// is rounded to scratch.
+    pub fn factor(&self, queue: &mut Queue, slot: SlotId) -> Factor {
         let matrix = self.matrix(slot);
-        if self.addresses.shadow == 0 || matrix.element == ElementType::Bf16 {
-            return matrix;
+        let element = self.addresses.factors.unwrap_or(matrix.element.into());
+        let factor = Factor { element, ..matrix.into() };
+        if factor == matrix.into() {
+            return factor;
         }
         if let program::Buffer::Parameters = self.plan.place(self.program.root(slot)).buffer {
             let elements = (matrix.address - self.addresses.blocks[0]) / 4;
-            return Matrix {
-                address: self.addresses.shadow + elements * 2,
-                element: ElementType::Bf16,
-                ..matrix
-            };
+            return Factor { address: self.addresses.shadow + elements * element.bytes() as u64, ..factor };
         }
-        converted(queue, matrix, ElementType::Bf16)
+        let ld = matrix.cols.next_multiple_of(8);
+        let address = queue.scratch::<u8>(matrix.rows * ld * element.bytes()).address;
+        let copy = Factor { address, ld, ..factor };
+        round(queue, matrix, copy);
+        copy
     }
 }
 
-/// Copies `matrix` to scratch in another element type.
-pub fn converted(queue: &mut Queue, matrix: Matrix, element: ElementType) -> Matrix {
-    let ld = matrix.cols.next_multiple_of(8);
-    let address = queue.scratch::<u8>(matrix.rows * ld * element.bytes()).address;
+/// Copies `matrix`, of bf16, to scratch in f32.
+pub fn widened(queue: &mut Queue, matrix: Matrix) -> Matrix {
+    let (element, ld) = (ElementType::F32, matrix.cols.next_multiple_of(8));
+    let address = queue.scratch::<f32>(matrix.rows * ld).address;
     let copy = Matrix { address, element, ld, ..matrix };
-    convert(queue, matrix, copy);
+    if !matrix.is_empty() {
+        let (grid, vector) = by_octets(matrix.into(), copy.into());
+        let (rows, cols, ld_from, ld_to) = (int(copy.rows), int(copy.cols), int(matrix.ld), int(ld));
+        let (from, to) = (matrix.bf16(), copy.f32());
+        queue.push(kernels::convert::to_f32_matrix(grid, from, ld_from, to, ld_to, rows, cols, vector));
+    }
     copy
 }
 
-/// `to = from`, of one shape but different element types.
-pub fn convert(queue: &mut Queue, from: Matrix, to: Matrix) {
+/// `to = from`, rounded to bf16 or f16.
+fn round(queue: &mut Queue, from: Matrix, to: Factor) {
     assert_eq!((from.rows, from.cols), (to.rows, to.cols));
     if from.is_empty() {
         return;
     }
+    let (grid, vector) = by_octets(from.into(), to);
     let (rows, cols, ld_from, ld_to) = (int(from.rows), int(from.cols), int(from.ld), int(to.ld));
-    let octets = from.cols.div_ceil(8);
-    let grid = Grid::linear((from.rows * octets).div_ceil(256), 256);
-    let vector = i32::from(from.aligned16() && to.aligned16());
+    let x = from.f32();
     queue.push(match to.element {
-        ElementType::Bf16 => {
-            kernels::convert::to_bf16_matrix(grid, from.f32(), ld_from, to.bf16(), ld_to, rows, cols, vector)
+        FactorType::Bf16 => {
+            let y = Pointer::new(to.address);
+            kernels::convert::to_bf16_matrix(grid, x, ld_from, y, ld_to, rows, cols, vector)
         }
-        ElementType::F32 => {
-            kernels::convert::to_f32_matrix(grid, from.bf16(), ld_from, to.f32(), ld_to, rows, cols, vector)
+        FactorType::F16 => {
+            let y = Pointer::new(to.address);
+            kernels::convert::to_f16_matrix(grid, x, ld_from, y, ld_to, rows, cols, vector)
         }
+        FactorType::F32 => unreachable!("f32 is not rounded to f32"),
     });
 }
 
-/// Rounds the whole block of `parameters`, `len` elements (a multiple of 8), to its bf16 copy.
-pub fn refresh_shadow(queue: &mut Queue, parameters: u64, shadow: u64, len: usize) {
+/// The grid of a conversion, 8 elements a thread, and whether it may go by 16 bytes.
+fn by_octets(from: Factor, to: Factor) -> (Grid, i32) {
+    let octets = from.cols.div_ceil(8);
+    let grid = Grid::linear((from.rows * octets).div_ceil(256), 256);
+    (grid, i32::from(from.aligned16() && to.aligned16()))
+}
+
+/// Rounds the whole block of `parameters`, `len` elements (a multiple of 8), to the copy that products read.
+pub fn refresh_shadow(queue: &mut Queue, parameters: u64, shadow: u64, element: FactorType, len: usize) {
     if len > 0 {
-        let matrix = |address, element| Matrix { address, element, rows: len / 8, cols: 8, ld: 8 };
-        convert(queue, matrix(parameters, ElementType::F32), matrix(shadow, ElementType::Bf16));
+        let (rows, cols, ld) = (len / 8, 8, 8);
+        let from = Matrix { address: parameters, element: ElementType::F32, rows, cols, ld };
+        round(queue, from, Factor { address: shadow, element, rows, cols, ld });
     }
 }

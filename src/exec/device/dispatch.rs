@@ -1,10 +1,10 @@
 //! From operations to launches. The match is exhaustive: an operation exists on devices too, or the crate does not
 //! compile.
 
-use super::binding::{Binding, converted};
+use super::binding::{Binding, widened};
 use super::pieces::Tables;
 use crate::exec::Block;
-use crate::launch::{ElementType, Matrix, Pointer, Queue, or_null};
+use crate::launch::{ElementType, FactorType, Matrix, Pointer, Queue, or_null};
 use crate::ops::optimizer::cuda::Blocks;
 use crate::ops::{
     activation, attention, bias, contrastive, dropout, embed, gather, gemm, loss, mapping, norm, optimizer,
@@ -179,8 +179,13 @@ pub fn dispatch(op: &Op, bind: &Binding<'_>, tables: Tables, queue: &mut Queue) 
             );
         }
         Op::LinearCrossEntropy { x, w, bias, labels, weights, losses, dx, dw, dbias } => {
-            let x = matrix(*x);
-            let w = if x.element == ElementType::Bf16 { bind.factor(queue, *w) } else { matrix(*w) };
+            // An x that stayed f32 beside bf16 is multiplied in tf32, as its gradient is.
+            let exact =
+                matrix(*x).element == ElementType::F32 && bind.addresses.factors == Some(FactorType::Bf16);
+            let (x, w) = match exact {
+                true => (matrix(*x).into(), matrix(*w).into()),
+                false => (bind.factor(queue, *x), bind.factor(queue, *w)),
+            };
             loss::cuda::linear_cross_entropy(
                 queue,
                 x,
@@ -310,7 +315,7 @@ pub fn dispatch(op: &Op, bind: &Binding<'_>, tables: Tables, queue: &mut Queue) 
             } else {
                 let rest = [Block::Gradients, Block::FirstMoment, Block::SecondMoment];
                 let of = |values| [values, rest[0], rest[1], rest[2]];
-                let copy = Pointer::new(bind.addresses.shadow);
+                let copy = bind.copy_in_bf16();
                 update(of(Block::Parameters), copy, tables.plain);
                 update(of(Block::Weights), Pointer::NULL, tables.weights);
             }
@@ -340,7 +345,7 @@ pub fn dispatch(op: &Op, bind: &Binding<'_>, tables: Tables, queue: &mut Queue) 
         Op::ApplyMasks { function, key } => {
             for (parameter, first) in bind.masked() {
                 let weights = bind.part(Block::Weights, parameter);
-                let (out, copy) = (bind.part(Block::Parameters, parameter), bind.shadow(parameter));
+                let (out, copy) = (bind.part(Block::Parameters, parameter), bind.part_in_bf16(parameter));
                 let length = parameter.span();
                 match function {
                     MaskFunction::Bits => {
@@ -425,6 +430,6 @@ pub fn dispatch(op: &Op, bind: &Binding<'_>, tables: Tables, queue: &mut Queue) 
 fn in_f32(queue: &mut Queue, matrix: Matrix) -> Matrix {
     match matrix.element {
         ElementType::F32 => matrix,
-        ElementType::Bf16 => converted(queue, matrix, ElementType::F32),
+        ElementType::Bf16 => widened(queue, matrix),
     }
 }

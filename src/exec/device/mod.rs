@@ -8,6 +8,7 @@ mod binding;
 mod dispatch;
 mod memory;
 mod pieces;
+mod sources;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -23,9 +24,9 @@ use self::memory::{Memory, Needs};
 use self::pieces::PieceTables;
 use super::{Block, Executor, ProgramId, blocks_of, check_mask_words, mask_words};
 use crate::error::{Error, Result};
-use crate::launch::{Device, ElementType, Matrix, Precision, Queue, Recording, Step};
+use crate::launch::{Device, ElementType, FactorType, Matrix, Precision, Queue, Recording};
 use crate::ops::attention::cuda::MAX_HEAD_DIM;
-use crate::program::{Element, Extents, ParameterLayout, Plan, Program, SlotId, Storage};
+use crate::program::{Element, Extents, Op, ParameterLayout, Plan, Program, SlotId, Storage};
 
 struct Prepared {
     program: Arc<Program>,
@@ -44,13 +45,15 @@ pub struct DeviceExecutor<D: Device> {
     blocks: [Memory; Block::COUNT],
     /// Bits of the weight masks.
     masks: Memory,
-    /// The parameters in bf16, for products.
+    /// The parameters in the type that products read, where that is not f32.
     shadow: Memory,
     shadow_is_stale: bool,
     /// Trained ranges, as the optimiser takes them.
     pieces: PieceTables,
     arena: Memory,
     scratch: Memory,
+    /// Whether the memory that prepared programs share is all there: not after growing it has failed half-way.
+    whole: bool,
     programs: Vec<Prepared>,
     queue: Queue,
     /// What ran before, by program, operations and batch size: from the second time on it is recorded.
@@ -72,17 +75,12 @@ impl<D: Device> DeviceExecutor<D> {
         let limits = device.limits();
         let mut blocks = [Memory::NONE; Block::COUNT];
         let len = layout.block_len();
-        memory::check(
-            &device,
-            "the model",
-            &[len * 4, if precision == Precision::Bf16 { len * 2 } else { 0 }],
-        )?;
+        let copied = precision.factors().map_or(0, |element| len * element.bytes());
+        memory::check(&device, "the model", &[len * 4, copied])?;
         blocks[0].grow(&mut device, len * 4, "parameters")?;
         device.fill(blocks[0].address, 0, len * 4)?;
         let mut shadow = Memory::NONE;
-        if precision == Precision::Bf16 {
-            shadow.grow(&mut device, len * 2, "parameters in bf16")?;
-        }
+        shadow.grow(&mut device, copied, &format!("parameters in {}", precision.name()))?;
         Ok(DeviceExecutor {
             queue: Queue::new(limits, precision, 0, 0),
             device,
@@ -96,6 +94,7 @@ impl<D: Device> DeviceExecutor<D> {
             pieces,
             arena: Memory::NONE,
             scratch: Memory::NONE,
+            whole: true,
             programs: Vec::new(),
             recordings: HashMap::new(),
         })
@@ -105,6 +104,7 @@ impl<D: Device> DeviceExecutor<D> {
         Addresses {
             blocks: self.blocks.map(|block| block.address),
             masks: self.masks.address,
+            factors: self.precision.factors(),
             shadow: self.shadow.address,
             inputs: prepared.inputs.address,
             ints: prepared.ints.address,
@@ -112,36 +112,30 @@ impl<D: Device> DeviceExecutor<D> {
         }
     }
 
-    /// What a program needs at `capacity`: its plan, scratch, and the sources it launches from.
-    fn measure(
-        &self,
-        program: &Program,
-        types: &[ElementType],
-        capacity: Extents,
-    ) -> (Plan, usize, Vec<usize>) {
+    /// What a program needs at `capacity`: its plan and scratch.
+    fn measure(&self, program: &Program, types: &[ElementType], capacity: Extents) -> (Plan, usize) {
         let plan = Plan::with_halves(program, capacity, |slot| types[slot.index()] == ElementType::Bf16);
         let mut queue = Queue::measuring(self.device.limits(), self.precision);
-        let mut addresses = Addresses::MEASURING;
-        if self.precision != Precision::Bf16 {
-            addresses.shadow = 0;
-        }
-        let binding = Binding { program, plan: &plan, types, extents: &capacity, addresses };
+        self.queue_all(&mut queue, program, &plan, types, &capacity);
+        (plan, queue.scratch_peak())
+    }
+
+    /// Queues all of a program for a batch of `extents`, over stand-ins for its memory.
+    fn queue_all(
+        &self,
+        queue: &mut Queue,
+        program: &Program,
+        plan: &Plan,
+        types: &[ElementType],
+        extents: &Extents,
+    ) {
+        let addresses = Addresses { factors: self.precision.factors(), ..Addresses::MEASURING };
+        let binding = Binding { program, plan, types, extents, addresses };
         let pieces = self.pieces.measuring();
         for op in program.ops() {
-            dispatch::dispatch(op, &binding, pieces, &mut queue);
+            dispatch::dispatch(op, &binding, pieces, queue);
             queue.end_operation();
         }
-        let mut modules: Vec<usize> = queue
-            .steps()
-            .iter()
-            .filter_map(|step| match step {
-                Step::Launch(launch) => Some(launch.kernel().module),
-                Step::FillZero { .. } => None,
-            })
-            .collect();
-        modules.sort_unstable();
-        modules.dedup();
-        (plan, queue.scratch_peak(), modules)
     }
 
     fn needs(&self, plan: &Plan, scratch: usize, blocks: &[Block], bits: bool) -> Needs {
@@ -189,7 +183,7 @@ impl<D: Device> DeviceExecutor<D> {
                 longest: capacity.longest.min(tokens),
                 ..capacity
             };
-            let (plan, scratch, _) = self.measure(program, types, smaller);
+            let (plan, scratch) = self.measure(program, types, smaller);
             self.beyond(&self.needs(&plan, scratch, blocks, bits)) <= usable
         };
         let (mut low, mut high) = (0, capacity.tokens);
@@ -229,16 +223,27 @@ impl<D: Device> DeviceExecutor<D> {
         Ok(())
     }
 
-    /// Rounds the parameters to bf16 anew if they were written since.
+    /// Rounds the parameters anew if they were written since.
     fn refresh_shadow(&mut self) -> Result<()> {
-        if self.shadow.bytes > 0 && self.shadow_is_stale {
+        if let Some(element) = self.precision.factors()
+            && self.shadow_is_stale
+        {
             self.queue.clear();
             let (parameters, shadow) = (self.blocks[0].address, self.shadow.address);
-            binding::refresh_shadow(&mut self.queue, parameters, shadow, self.layout.block_len());
+            let len = self.layout.block_len();
+            binding::refresh_shadow(&mut self.queue, parameters, shadow, element, len);
             self.device.run(self.queue.steps())?;
             self.shadow_is_stale = false;
         }
         Ok(())
+    }
+
+    /// After operations of a program: applied masks have changed the parameters, of which the kernel keeps up a copy in
+    /// bf16 and no other.
+    fn note_masks_applied(&mut self, id: ProgramId, range: Range<usize>) {
+        let applies = |op: &Op| matches!(op, Op::ApplyMasks { .. });
+        self.shadow_is_stale |= self.precision.factors() == Some(FactorType::F16)
+            && self.programs[id.0].program.ops()[range].iter().any(applies);
     }
 
     /// Queues operations of a program; `ends` gets the number of steps queued after each of them.
@@ -250,6 +255,13 @@ impl<D: Device> DeviceExecutor<D> {
         ends: &mut Vec<usize>,
     ) -> Result<()> {
         let prepared = &self.programs[id.0];
+        if !self.whole {
+            let message = format!(
+                "{} has lost its memory: preparing another program failed half-way",
+                prepared.program.name()
+            );
+            return Err(Error::device(self.device.name(), message));
+        }
         let capacity = &prepared.plan.capacity;
         if !extents.fits(capacity) || extents.longest > capacity.longest {
             let message = format!("{extents:?} exceeds the planned {capacity:?}");
@@ -379,13 +391,21 @@ impl<D: Device> Executor for DeviceExecutor<D> {
             );
             return Err(Error::shape(program.name(), message));
         }
+        if !self.precision.differentiates() && program.differentiates() {
+            return Err(Error::usage(format!(
+                "{} computes gradients, which would underflow in {}: bf16, tf32 and f32 train",
+                program.name(),
+                self.precision.name()
+            )));
+        }
         let types = types::assign(&program, self.precision);
-        let (plan, scratch, modules) = self.measure(&program, &types, capacity);
+        let (plan, scratch) = self.measure(&program, &types, capacity);
         let (blocks, bits) = blocks_of(&program);
         let needs = self.needs(&plan, scratch, &blocks, bits);
         self.check_memory(&program, &types, capacity, &needs, (&blocks, bits))?;
-        self.device.load(&modules)?;
+        self.device.load(&self.sources(&program, &plan, &types))?;
         // Memory may move.
+        self.whole = false;
         self.forget_recordings()?;
         for block in blocks {
             self.ensure_block(block)?;
@@ -403,6 +423,7 @@ impl<D: Device> Executor for DeviceExecutor<D> {
         ints.grow(&mut self.device, needs.ints, &format!("integer inputs of {}", program.name()))?;
         self.device.fill(inputs.address, 0, needs.inputs)?;
         self.device.fill(ints.address, 0, needs.ints)?;
+        self.whole = true;
         self.programs.push(Prepared { program, plan, types, inputs, ints });
         Ok(ProgramId(self.programs.len() - 1))
     }
@@ -471,9 +492,11 @@ impl<D: Device> Executor for DeviceExecutor<D> {
         self.refresh_shadow()?;
         let key = (id.0, range.clone(), *extents);
         if let Some(Some(recording)) = self.recordings.get(&key) {
-            return self.device.replay(recording);
+            self.device.replay(recording)?;
+            self.note_masks_applied(id, range);
+            return Ok(());
         }
-        self.queue_range(id, range, extents, &mut Vec::new())?;
+        self.queue_range(id, range.clone(), extents, &mut Vec::new())?;
         if self.recordings.len() >= MOST_RECORDINGS && !self.recordings.contains_key(&key) {
             self.forget_recordings()?;
         }
@@ -487,7 +510,9 @@ impl<D: Device> Executor for DeviceExecutor<D> {
             None => self.device.run(self.queue.steps()),
         };
         self.recordings.insert(key, recording);
-        outcome
+        outcome?;
+        self.note_masks_applied(id, range);
+        Ok(())
     }
 
     fn synchronize(&mut self) -> Result<()> {

@@ -24,6 +24,7 @@ pub struct PieceTables {
     scores: PieceTable,
     starts: Memory,
     lengths: Memory,
+    uploaded: bool,
 }
 
 impl PieceTables {
@@ -40,6 +41,7 @@ impl PieceTables {
             scores: PieceTable::new(layout.masked().map(|p| (p.range(), true))),
             starts: Memory::NONE,
             lengths: Memory::NONE,
+            uploaded: false,
         }
     }
 
@@ -51,13 +53,15 @@ impl PieceTables {
     pub fn upload(&mut self, device: &mut impl Device) -> Result<()> {
         let starts: Vec<u64> = self.all().iter().flat_map(|table| table.starts.iter().copied()).collect();
         let lengths: Vec<u32> = self.all().iter().flat_map(|table| table.lengths.iter().copied()).collect();
-        if self.starts.bytes > 0 || starts.is_empty() {
+        if self.uploaded || starts.is_empty() {
             return Ok(());
         }
         self.starts.grow(device, starts.len() * 8, "optimiser pieces")?;
         self.lengths.grow(device, lengths.len() * 4, "optimiser pieces")?;
         device.upload(self.starts.address, bytemuck::cast_slice(&starts))?;
-        device.upload(self.lengths.address, bytemuck::cast_slice(&lengths))
+        device.upload(self.lengths.address, bytemuck::cast_slice(&lengths))?;
+        self.uploaded = true;
+        Ok(())
     }
 
     /// What they take on the device.

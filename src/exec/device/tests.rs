@@ -1,19 +1,23 @@
 //! What needs no kernel to run: memory that is counted before it is taken, and types that follow the activations.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
 use super::types::assign;
 use super::*;
-use crate::launch::DeviceLimits;
-use crate::model::{EmitOptions, Head, Logits, Model, ModelConfig};
+use crate::data::random::{Purpose, Stream};
+use crate::launch::kernels::MODULES;
+use crate::launch::{DeviceLimits, Step};
+use crate::model::{Architecture, EmitOptions, Head, Logits, Model, ModelConfig};
 use crate::program::{self, Mode};
 
-/// A device that only counts its memory.
+/// A device that only counts its memory, and notes the sources that it is told to load.
 struct Counting {
+    limits: DeviceLimits,
+    loaded: Arc<Mutex<BTreeSet<usize>>>,
     capacity: usize,
     held: HashMap<u64, usize>,
     next: u64,
@@ -21,7 +25,8 @@ struct Counting {
 
 impl Counting {
     fn new(capacity: usize) -> Counting {
-        Counting { capacity, held: HashMap::new(), next: 256 }
+        let limits = DeviceLimits { multiprocessors: 8, shared_bytes: 160 << 10, capability: (8, 0) };
+        Counting { limits, loaded: Arc::default(), capacity, held: HashMap::new(), next: 256 }
     }
 }
 
@@ -30,12 +35,13 @@ impl Device for Counting {
         "counting"
     }
     fn limits(&self) -> DeviceLimits {
-        DeviceLimits { multiprocessors: 8, shared_bytes: 160 << 10, capability: (8, 0) }
+        self.limits
     }
     fn free_bytes(&self) -> Result<Option<usize>> {
         Ok(Some(self.capacity - self.held.values().sum::<usize>()))
     }
-    fn load(&mut self, _: &[usize]) -> Result<()> {
+    fn load(&mut self, modules: &[usize]) -> Result<()> {
+        self.loaded.lock().unwrap().extend(modules);
         Ok(())
     }
     fn allocate(&mut self, bytes: usize, _: &str) -> Result<u64> {
@@ -60,7 +66,14 @@ impl Device for Counting {
     fn fill(&mut self, _: u64, _: u8, _: usize) -> Result<()> {
         Ok(())
     }
-    fn run(&mut self, _: &[Step]) -> Result<()> {
+    fn run(&mut self, steps: &[Step]) -> Result<()> {
+        let loaded = self.loaded.lock().unwrap();
+        for step in steps {
+            if let Step::Launch(launch) = step {
+                let kernel = launch.kernel();
+                assert!(loaded.contains(&kernel.module), "{} would be compiled in mid-run", kernel.name);
+            }
+        }
         Ok(())
     }
     fn synchronize(&mut self) -> Result<()> {
@@ -148,6 +161,88 @@ fn activations_are_bf16_and_what_must_be_exact_is_f32() {
         }
         assert!(narrow > 20 && wide == 0, "{kind}: {narrow} activations in bf16, {wide} in f32");
         assert_eq!(of("losses"), ElementType::F32);
-        assert!(assign(&program, Precision::Tf32).iter().all(|&t| t == ElementType::F32));
+        for precision in [Precision::Tf32, Precision::F16] {
+            assert!(assign(&program, precision).iter().all(|&t| t == ElementType::F32));
+        }
+    }
+}
+
+#[test]
+fn f16_computes_no_gradients() {
+    let model = model("bert", Head::Classification { labels: 2 });
+    let device = Counting::new(1 << 30);
+    let mut executor =
+        DeviceExecutor::new(device, "counting", model.layout().clone(), Precision::F16).unwrap();
+    let error = executor.prepare(training(&model, Logits::All), capacity(64)).expect_err("refused");
+    assert!(matches!(&error, Error::Usage(text) if text.contains("would underflow in f16")), "{error}");
+    let options = EmitOptions { logits: Logits::All, ..EmitOptions::default() };
+    let forward = model.architecture.emit(Mode::EVALUATE, &options).unwrap().program;
+    executor.prepare(Arc::new(forward), capacity(64)).expect("a forward pass");
+}
+
+/// BERT-base without its weights.
+fn bert_base() -> Architecture {
+    let Value::Object(fields) = json!({"model_type": "bert", "vocab_size": 30_522, "hidden_size": 768,
+        "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512})
+    else {
+        unreachable!("a JSON object")
+    };
+    let config = ModelConfig::from_json(fields, Path::new("test")).unwrap();
+    Architecture::new(config, Head::Classification { labels: 2 }).unwrap()
+}
+
+/// Sources that a program of BERT-base is compiled from on an H100, by batches of up to 4,096 tokens; and the executor.
+fn sources(mode: Mode, precision: Precision) -> (Vec<&'static str>, DeviceExecutor<Counting>) {
+    let architecture = bert_base();
+    let mut device = Counting::new(64 << 30);
+    device.limits = DeviceLimits { multiprocessors: 132, shared_bytes: 227 << 10, capability: (9, 0) };
+    let loaded = device.loaded.clone();
+    let mut executor =
+        DeviceExecutor::new(device, "counting", architecture.layout.clone(), precision).unwrap();
+    let options = EmitOptions { loss: mode.differentiates(), logits: Logits::All, ..EmitOptions::default() };
+    let program = Arc::new(architecture.emit(mode, &options).unwrap().program);
+    let capacity = Extents { tokens: 4096, sequences: 256, targets: 256, samples: 0, longest: 512 };
+    executor.prepare(program, capacity).unwrap();
+    let files = loaded.lock().unwrap().iter().map(|&module| MODULES[module].file).collect();
+    (files, executor)
+}
+
+#[test]
+fn only_what_a_program_launches_from_is_compiled() {
+    let forward = [
+        "attention_bf16_64.cu",
+        "convert.cu",
+        "embed.cu",
+        "gather.cu",
+        "gemm_bf16_128x128.cu",
+        "gemm_bf16_128x192.cu",
+        "gemm_bf16_128x256.cu",
+        "gemm_bf16_64x64.cu",
+        "gemm_finish.cu",
+        "norm.cu",
+    ];
+    let (found, _) = sources(Mode::EVALUATE, Precision::Bf16);
+    assert_eq!(found, forward);
+    let (found, _) = sources(Mode::TRAIN, Precision::Bf16);
+    let more: Vec<_> = found.into_iter().filter(|file| !forward.contains(file)).collect();
+    let backward =
+        ["activation.cu", "attention.cu", "column_sums.cu", "dropout.cu", "loss.cu", "norm_backward_bf16.cu"];
+    assert_eq!(more, backward);
+}
+
+#[test]
+fn no_batch_waits_for_a_compiler() {
+    for precision in [Precision::Bf16, Precision::F16, Precision::Tf32, Precision::F32] {
+        let mode = if precision.differentiates() { Mode::TRAIN } else { Mode::EVALUATE };
+        let (_, mut executor) = sources(mode, precision);
+        let mut random = Stream::new(7, Purpose::Bench, 0);
+        for turn in 0..60 {
+            let tokens = 1 + random.below(if turn % 3 == 0 { 64 } else { 4096 });
+            let sequences = 1 + random.below(tokens.min(256));
+            let longest = tokens.div_ceil(sequences).min(512);
+            let extents = Extents { tokens, sequences, targets: sequences, samples: 0, longest };
+            // The device asserts that every source it launches from was loaded.
+            executor.run(ProgramId(0), &extents).unwrap();
+        }
     }
 }

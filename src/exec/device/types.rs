@@ -2,7 +2,8 @@
 //!
 //! With [`Precision::Bf16`] a slot is bf16 iff every operation that touches it takes bf16 there, and operands that a
 //! kernel wants of one type agree. So activations and their gradients are bf16; inputs, parameters, gradients of
-//! parameters, statistics, logits and losses are f32. Products read bf16 always: f32 factors are rounded on the way in.
+//! parameters, statistics, logits and losses are f32. Products read bf16 always: f32 factors are rounded on the way in. With
+//! [`Precision::F16`] that is all there is: nothing is stored in f16, which overflows, but the factors of products.
 
 use crate::launch::{ElementType, Precision};
 use crate::program::{Element, Op, Program, SlotId, Storage};

@@ -3,8 +3,8 @@
 //! What the device version keeps true:
 //! - **Bits depend on shapes, alignment and the device's size alone**, not on the schedule of blocks: every sum has one
 //!   order, and no atomics are used.
-//! - **Error** as on the CPU for f32, with γ_{k+s+2} for a product of which k is cut into s parts. bf16 and tf32 factors are
-//!   rounded before (bf16 by whoever stored them), their products are exact and summed in f32 by the tensor cores.
+//! - **Error** as on the CPU for f32, with γ_{k+s+2} for a product of which k is cut into s parts. bf16, f16 and tf32 factors
+//!   are rounded before (bf16 and f16 by whoever stored them), their products are exact and summed in f32 by the tensor cores.
 //! - Tiles in which every column is masked are not multiplied, nor slices of k that are masked as a whole; within a
 //!   slice a masked k multiplies the zeros that A has there. A masked column's result depends on nothing that is masked.
 
@@ -14,7 +14,8 @@ pub use choice::{Choice, Tile, choose, tiles};
 
 use crate::launch::kernels::{self, column_sums as sums, gemm_finish, gemm_strided};
 use crate::launch::{
-    Bf16, DropoutOperand, ElementType, Grid, Launch, Matrix, Pointer, Precision, Queue, int, or_null,
+    self, DropoutOperand, ElementType, Factor, FactorType, Grid, Launch, Matrix, Pointer, Precision, Queue,
+    int, or_null,
 };
 use crate::ops::activation::{self, Activation};
 
@@ -41,13 +42,13 @@ pub struct Epilogue {
     pub inner_mask: Option<Pointer<f32>>,
 }
 
-/// `C = epilogue(op(A)·op(B))`, A and B both f32 or both bf16, C either; see the formula in [the family's module](super).
-/// f32 factors are multiplied in the queue's precision (in tf32 if that is bf16).
+/// `C = epilogue(op(A)·op(B))`, A and B both f32, both bf16 or both f16, C f32 or bf16; see the formula in [the family's
+/// module](super). f32 factors are multiplied in the queue's precision (in tf32 if that is bf16 or f16).
 pub fn gemm(
     queue: &mut Queue,
-    a: Matrix,
+    a: impl Into<Factor>,
     transpose_a: bool,
-    b: Matrix,
+    b: impl Into<Factor>,
     transpose_b: bool,
     c: Matrix,
     epilogue: Epilogue,
@@ -60,13 +61,14 @@ pub fn gemm(
 pub fn gemm_with(
     queue: &mut Queue,
     choice: Option<Choice>,
-    a: Matrix,
+    a: impl Into<Factor>,
     transpose_a: bool,
-    b: Matrix,
+    b: impl Into<Factor>,
     transpose_b: bool,
     c: Matrix,
     epilogue: Epilogue,
 ) {
+    let (a, b): (Factor, Factor) = (a.into(), b.into());
     let (m, k) = if transpose_a { (a.cols, a.rows) } else { (a.rows, a.cols) };
     let (inner, n) = if transpose_b { (b.cols, b.rows) } else { (b.rows, b.cols) };
     assert_eq!(k, inner, "op(A) has {k} columns, op(B) {inner} rows");
@@ -87,12 +89,14 @@ pub fn gemm_with(
         (true, true) => None,
     };
     let Some(layout) = layout.filter(|_| a.aligned16() && b.aligned16()) else {
-        return queue.push(strided(a, transpose_a, b, transpose_b, k, epilogue.inner_mask, &tail));
+        let product = Strided { a, transpose_a, b, transpose_b, k, inner_mask: or_null(epilogue.inner_mask) };
+        return queue.push(product.chosen(&tail));
     };
     let precision = match (a.element, queue.precision()) {
-        (ElementType::Bf16, _) => Precision::Bf16,
-        (ElementType::F32, Precision::F32) => Precision::F32,
-        (ElementType::F32, _) => Precision::Tf32,
+        (FactorType::Bf16, _) => Precision::Bf16,
+        (FactorType::F16, _) => Precision::F16,
+        (FactorType::F32, Precision::F32) => Precision::F32,
+        (FactorType::F32, _) => Precision::Tf32,
     };
     let limits = queue.device();
     let choice = choice.unwrap_or_else(|| choose(limits, precision, m, n, k));
@@ -107,9 +111,10 @@ pub fn gemm_with(
         Grid::new([shape.count(m, n), splits, 1], shape.threads()).with_shared(shape.stage_bytes() + list);
     let product = Product { a, b, k, layout, inner_mask: or_null(inner_mask), splits, partials };
     queue.push(match precision {
-        Precision::Bf16 => product.launch(grid, BF16[tile], a.bf16(), b.bf16(), &tail),
-        Precision::Tf32 => product.launch(grid, TF32[tile], a.f32(), b.f32(), &tail),
-        Precision::F32 => product.launch(grid, F32[tile], a.f32(), b.f32(), &tail),
+        Precision::Bf16 => product.launch(grid, BF16[tile], &tail),
+        Precision::F16 => product.launch(grid, F16[tile], &tail),
+        Precision::Tf32 => product.launch(grid, TF32[tile], &tail),
+        Precision::F32 => product.launch(grid, F32[tile], &tail),
     });
     if splits > 1 {
         queue.push(tail.finish(partials, splits));
@@ -117,11 +122,17 @@ pub fn gemm_with(
 }
 
 /// The launch functions of the tiles, in the order of [`tiles`].
-const BF16: [Kernel<Bf16>; 4] = [
+const BF16: [Kernel<launch::Bf16>; 4] = [
     kernels::gemm_bf16_128x256::gemm_bf16_128x256,
     kernels::gemm_bf16_128x192::gemm_bf16_128x192,
     kernels::gemm_bf16_128x128::gemm_bf16_128x128,
     kernels::gemm_bf16_64x64::gemm_bf16_64x64,
+];
+const F16: [Kernel<launch::F16>; 4] = [
+    kernels::gemm_f16_128x256::gemm_f16_128x256,
+    kernels::gemm_f16_128x192::gemm_f16_128x192,
+    kernels::gemm_f16_128x128::gemm_f16_128x128,
+    kernels::gemm_f16_64x64::gemm_f16_64x64,
 ];
 const TF32: [Kernel<f32>; 3] = [
     kernels::gemm_tf32_128x192::gemm_tf32_128x192,
@@ -139,8 +150,8 @@ type Kernel<T> = fn(
 
 /// The operands of a product before its epilogue.
 struct Product {
-    a: Matrix,
-    b: Matrix,
+    a: Factor,
+    b: Factor,
     k: usize,
     layout: i32,
     inner_mask: Pointer<f32>,
@@ -149,8 +160,10 @@ struct Product {
 }
 
 impl Product {
+    /// With a kernel of the factors' type.
     #[rustfmt::skip]
-    fn launch<T>(&self, grid: Grid, kernel: Kernel<T>, a: Pointer<T>, b: Pointer<T>, t: &Tail) -> Launch {
+    fn launch<T>(&self, grid: Grid, kernel: Kernel<T>, t: &Tail) -> Launch {
+        let (a, b) = (Pointer::new(self.a.address), Pointer::new(self.b.address));
         kernel(
             grid, a, int(self.a.ld), b, int(self.b.ld), t.m, t.n, int(self.k), self.layout, self.inner_mask,
             int(self.splits), self.partials, t.c, t.ldc, t.preactivation, t.ld_preactivation, t.residual, t.ld_residual,
@@ -221,27 +234,45 @@ impl Tail {
     }
 }
 
-/// The way for operands of any alignment and layout: one element at a time, in f32.
+/// A strided kernel of elements T.
 #[rustfmt::skip]
-fn strided(
-    a: Matrix, transpose_a: bool, b: Matrix, transpose_b: bool, k: usize, inner_mask: Option<Pointer<f32>>, t: &Tail,
-) -> Launch {
-    const SIDE: usize = 64;
-    let grid = Grid::linear((t.m as usize).div_ceil(SIDE) * (t.n as usize).div_ceil(SIDE), 256);
-    let (a_row, a_k) = if transpose_a { (1, int(a.ld)) } else { (int(a.ld), 1) };
-    let (b_k, b_column) = if transpose_b { (1, int(b.ld)) } else { (int(b.ld), 1) };
-    let (k, inner_mask) = (int(k), or_null(inner_mask));
-    match a.element {
-        ElementType::F32 => gemm_strided::gemm_strided_f32(
-            grid, a.f32(), a_row, a_k, b.f32(), b_k, b_column, t.m, t.n, k, inner_mask, t.c, t.ldc, t.preactivation,
+type StridedKernel<T> = fn(
+    Grid, Pointer<T>, i32, i32, Pointer<T>, i32, i32, i32, i32, i32, Pointer<f32>,
+    Pointer<u8>, i32, Pointer<u8>, i32, Pointer<u8>, i32, Pointer<f32>, Pointer<f32>, Pointer<i32>, u32, u64, f32, i32,
+) -> Launch;
+
+/// The way for operands of any alignment and layout: one element at a time, in f32. What it reads before its epilogue.
+struct Strided {
+    a: Factor,
+    transpose_a: bool,
+    b: Factor,
+    transpose_b: bool,
+    k: usize,
+    inner_mask: Pointer<f32>,
+}
+
+impl Strided {
+    fn chosen(&self, tail: &Tail) -> Launch {
+        match self.a.element {
+            FactorType::F32 => self.launch(gemm_strided::gemm_strided_f32, tail),
+            FactorType::Bf16 => self.launch(gemm_strided::gemm_strided_bf16, tail),
+            FactorType::F16 => self.launch(gemm_strided::gemm_strided_f16, tail),
+        }
+    }
+
+    /// With a kernel of the factors' type.
+    #[rustfmt::skip]
+    fn launch<T>(&self, kernel: StridedKernel<T>, t: &Tail) -> Launch {
+        const SIDE: usize = 64;
+        let grid = Grid::linear((t.m as usize).div_ceil(SIDE) * (t.n as usize).div_ceil(SIDE), 256);
+        let (a, b) = (Pointer::new(self.a.address), Pointer::new(self.b.address));
+        let (a_row, a_k) = if self.transpose_a { (1, int(self.a.ld)) } else { (int(self.a.ld), 1) };
+        let (b_k, b_column) = if self.transpose_b { (1, int(self.b.ld)) } else { (int(self.b.ld), 1) };
+        kernel(
+            grid, a, a_row, a_k, b, b_k, b_column, t.m, t.n, int(self.k), self.inner_mask, t.c, t.ldc, t.preactivation,
             t.ld_preactivation, t.residual, t.ld_residual, t.bias, t.neuron_mask, t.dropout.key, t.dropout.site,
             t.dropout.threshold, t.dropout.scale, t.flags,
-        ),
-        ElementType::Bf16 => gemm_strided::gemm_strided_bf16(
-            grid, a.bf16(), a_row, a_k, b.bf16(), b_k, b_column, t.m, t.n, k, inner_mask, t.c, t.ldc, t.preactivation,
-            t.ld_preactivation, t.residual, t.ld_residual, t.bias, t.neuron_mask, t.dropout.key, t.dropout.site,
-            t.dropout.threshold, t.dropout.scale, t.flags,
-        ),
+        )
     }
 }
 

@@ -5,7 +5,7 @@
 //! needs. So the model sees what decides at BERT's shapes: how evenly the tiles fill the device. Its constants are fitted
 //! to times of every tile on an H100, where it picks the fastest tile, or one within 5 % of it, at BERT-base's products.
 
-use crate::launch::{DeviceLimits, Precision};
+use crate::launch::{DeviceLimits, FactorType, Precision};
 
 /// A kernel that computes one tile of C a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,7 +50,7 @@ const fn tile(rows: usize, columns: usize, warp: (usize, usize), stages: usize, 
 /// The tiles that `kernels/gemm_*.cu` have for a precision, in the order of the launch tables.
 pub const fn tiles(precision: Precision) -> &'static [Tile] {
     match precision {
-        Precision::Bf16 => {
+        Precision::Bf16 | Precision::F16 => {
             const {
                 &[
                     tile(128, 256, (64, 64), 4, 1),
@@ -111,7 +111,7 @@ impl Tile {
         const SHARED_RATE: f64 = 96.0;
         let products = (self.rows * self.columns) as f64 / rate(limits, precision);
         let (element, reads) = match precision {
-            Precision::Bf16 => (2, self.warps() * (self.warp.0 + self.warp.1)),
+            Precision::Bf16 | Precision::F16 => (2, self.warps() * (self.warp.0 + self.warp.1)),
             Precision::Tf32 => (4, self.warps() * (self.warp.0 + self.warp.1)),
             // A warp's lanes share what they read.
             Precision::F32 => (4, 0),
@@ -132,7 +132,7 @@ fn rate(limits: DeviceLimits, precision: Precision) -> f64 {
         _ => 256.0,
     };
     match precision {
-        Precision::Bf16 => bf16,
+        Precision::Bf16 | Precision::F16 => bf16,
         Precision::Tf32 => bf16 / 2.0,
         Precision::F32 => match limits.capability {
             (8, 0) => 64.0,
@@ -152,7 +152,7 @@ fn l2_rate(limits: DeviceLimits) -> f64 {
 
 /// Slices of `k`, the same for all tiles of a precision.
 pub fn slices(precision: Precision, k: usize) -> usize {
-    let element = if precision == Precision::Bf16 { 2 } else { 4 };
+    let element = precision.factors().map_or(4, FactorType::bytes);
     k.div_ceil(tiles(precision)[0].slice / element)
 }
 
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn every_choice_fits_its_device() {
-        for precision in [Precision::Bf16, Precision::Tf32, Precision::F32] {
+        for precision in [Precision::Bf16, Precision::F16, Precision::Tf32, Precision::F32] {
             let slice = tiles(precision)[0].slice;
             assert!(tiles(precision).iter().all(|tile| tile.slice == slice), "`slices` asks no tile");
             for limits in [H100, RTX] {
