@@ -7,6 +7,7 @@ mod cap;
 mod commands;
 mod compare;
 mod damage;
+mod driver;
 mod export;
 mod hostile;
 mod latency;
