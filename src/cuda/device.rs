@@ -123,8 +123,8 @@ impl Cuda {
     fn load_image(&self, module: usize, mut image: Vec<u8>) -> Result<Loaded> {
         let source = &MODULES[module];
         image.push(0); // PTX is a text that ends in zero; machine code knows its own length.
-        // SAFETY: the image is what NVRTC made for this device, and the driver copies it.
         let what = || format!("loading {}{}", source.file, self.mismatch());
+        // SAFETY: the image is what NVRTC made for this device, and the driver copies it.
         let handle = self.check(what, unsafe { result::module::load_data(image.as_ptr().cast()) })?;
         use sys::CUfunction_attribute_enum as Attribute;
         let function = |name: &str| -> Result<sys::CUfunction, result::DriverError> {
