@@ -13,8 +13,8 @@ use secateur::program::Extents;
 use secateur::prune::sparse::options::Setting;
 use secateur::prune::sparse::{Head, Masking, Method, Options, Profile};
 use secateur::session::{Device, Session};
-use secateur::train::stepper::{RunSize, Stepper};
 use secateur::train::masked::{self, MaskedTrainer};
+use secateur::train::stepper::{RunSize, Stepper};
 use secateur::train::{Recipe, Trainer};
 
 const ROWS: usize = 32;
