@@ -78,27 +78,3 @@ fn resources(nvrtc: &Nvrtc, module: &Module, architecture: u32) -> Vec<Resources
         found
     })
 }
-
-/// Seconds to compile each source, and all of them on every thread: what a cold start waits for. Run with `--ignored
-/// --nocapture`, on a quiet machine; prints comma-separated values.
-#[test]
-#[ignore = "a measurement"]
-fn compile_times() {
-    let nvrtc = Nvrtc::get().expect("NVRTC");
-    let timed = |work: &dyn Fn()| {
-        let start = std::time::Instant::now();
-        work();
-        start.elapsed().as_secs_f64()
-    };
-    let compile = |module: &Module, architecture: u32| {
-        nvrtc.compile(module, Target::Cubin(architecture)).expect("every kernel compiles");
-    };
-    compile(&MODULES[0], 90); // loads the library's own tables
-    println!("source,sm_90,sm_89");
-    for module in MODULES {
-        let [hopper, ada] = [90, 89].map(|architecture| timed(&|| compile(module, architecture)));
-        println!("{},{hopper:.2},{ada:.2}", module.file);
-    }
-    let all = timed(&|| MODULES.par_iter().with_max_len(1).for_each(|module| compile(module, 90)));
-    println!("all on {} threads,{all:.2},", rayon::current_num_threads());
-}
