@@ -106,7 +106,8 @@ pub fn score(
 /// Masks of the units to keep: `left` of those of `dense`, the model before any pruning, the best by their scores. The
 /// model's own widths are those of the scores.
 pub fn select(scores: &Importance, left: f64, dense: &[LayerWidths], options: &Options) -> UnitMasks {
-    let count = |total: usize| (left * total as f64).round() as usize;
+    // Rounded down, so that the budget is met; a fraction that is a rounding below a whole number is that number.
+    let count = |total: usize| (left * total as f64 + 1e-6) as usize;
     let heads = count(dense.iter().map(|layer| layer.heads).sum());
     let neurons = count(dense.iter().map(|layer| layer.neurons).sum());
     UnitMasks {

@@ -47,7 +47,7 @@ fn steps_of_a_tenth_lead_to_the_fraction_asked() {
     assert_eq!(trained, ["cap-f 0.900", "cap-f 0.800", "cap-f 0.700", "cap-f 0.650"]);
     assert!(record["training"].as_array().unwrap().iter().all(|training| training["steps"] == 12));
     let reached = record["keep_flops"]["reached"].as_f64().unwrap();
-    assert!((reached - 0.65).abs() < 0.03, "{reached}");
+    assert!(reached <= 0.65 && reached > 0.62, "{reached}");
     assert!(record["compact"]["max_logit_difference"].as_f64().unwrap() < 1e-4);
     assert_eq!(record["method"]["choices"]["contrastive-weights"]["value"], "0.3,3");
     let size = &record["size"];
