@@ -1,8 +1,10 @@
-//! The threshold by counting digits, in parallel over fixed pieces; then one pass that writes bits.
+//! The threshold by counting digits, in parallel over fixed pieces; then one pass that writes bits. Only where some of the
+//! scores equal to the threshold are kept and some are not does their order matter, and another pass count them.
 
 use rayon::prelude::*;
 
 use super::{Matrix, is_real, key};
+use crate::ops::simd::simd_fn;
 
 /// Scores of one piece of work: whole words of the bit set.
 const PIECE: usize = 64 * 1024;
@@ -62,6 +64,16 @@ fn histogram(pieces: &[Piece], magnitude: bool, prefix: u32, shift: u32) -> Vec<
     pieces.par_iter().fold(zeros, count).reduce(zeros, sum)
 }
 
+simd_fn! {
+    /// Bits of the scores whose key is at least `threshold`.
+    fn at_least<I>(scores: &[f32], magnitude: bool, threshold: u32, keep: &mut [u64]) {
+        for (word, scores) in keep.iter_mut().zip(scores.chunks(64)) {
+            let bit = |(bit, score): (usize, &f32)| u64::from(key(*score, magnitude) >= threshold) << bit;
+            *word = scores.iter().enumerate().map(bit).fold(0, |word, bit| word | bit);
+        }
+    }
+}
+
 /// Sets in `keep` the bits of the `count` largest scores of all `matrices` together; returns how many.
 pub fn keep_largest(matrices: &mut [Matrix<f32>], magnitude: bool, count: usize) -> usize {
     for matrix in matrices.iter() {
@@ -75,7 +87,7 @@ pub fn keep_largest(matrices: &mut [Matrix<f32>], magnitude: bool, count: usize)
     }
     let pieces = pieces(matrices);
     // The key of the last one kept, and how many of the scores with this key are.
-    let (mut threshold, mut remaining) = (0u32, count);
+    let (mut threshold, mut remaining, mut tied) = (0u32, count, false);
     for shift in [DIGIT, 0] {
         let counts = histogram(&pieces, magnitude, threshold, shift);
         let mut digit = counts.len() - 1;
@@ -84,17 +96,25 @@ pub fn keep_largest(matrices: &mut [Matrix<f32>], magnitude: bool, count: usize)
             digit -= 1;
         }
         threshold |= (digit as u32) << shift;
+        tied = counts[digit] > remaining;
     }
     let equal = |piece: &Piece| {
         let mut equal = 0;
         piece.keys(magnitude, |key| equal += usize::from(key == threshold));
         equal
     };
-    let equals: Vec<usize> = pieces.par_iter().map(equal).collect();
+    let equals: Vec<usize> = match tied {
+        true => pieces.par_iter().map(equal).collect(),
+        // All of them are kept.
+        false => vec![0; pieces.len()],
+    };
     let before = equals.iter().scan(0, |seen, n| Some(std::mem::replace(seen, *seen + n)));
     let words = matrices.iter_mut().flat_map(|matrix| matrix.keep.chunks_mut(PIECE / 64));
     let work: Vec<_> = pieces.iter().zip(words).zip(before).collect();
     work.into_par_iter().for_each(|((piece, keep), mut rank)| {
+        if !tied && piece.cols == piece.ld {
+            return at_least(piece.scores, magnitude, threshold, keep);
+        }
         for (number, (word, scores)) in keep.iter_mut().zip(piece.scores.chunks(64)).enumerate() {
             *word = 0;
             for (bit, &score) in scores.iter().enumerate() {

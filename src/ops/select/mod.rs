@@ -12,13 +12,14 @@
 //! is kept first instead of making the result depend on the algorithm. (A NaN is above no threshold.)
 //!
 //! No rounding takes place: all versions give the same bits. Cost: memory; two or three passes over the scores find the
-//! threshold digit by digit, most significant first, two more write the mask.
+//! threshold digit by digit, most significant first, one or two more write the mask.
 
 pub mod cpu;
 pub mod cuda;
 pub mod reference;
 
 /// Bits as an integer that is ordered as the scores are.
+#[inline(always)]
 fn key(score: f32, magnitude: bool) -> u32 {
     let bits = if magnitude { score.abs().to_bits() } else { score.to_bits() };
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
