@@ -241,7 +241,8 @@ fn forward_item(
 }
 
 /// The backward of [`forward`]. `dq`, `dk`, `dv`: `[T_total, H·d_h]` and `d_head_mask_per_sequence`: `[B, H]`
-/// are overwritten. `rows [B]`: of each sequence the only token whose `dout` is not zero. `unmasked` is needed for the latter where there is a head mask.
+/// are overwritten. `rows [B]`: of each sequence the only token whose `dout` is not zero. `unmasked` is needed for the latter
+/// where there is a head mask.
 pub fn backward(
     q: View<f32>,
     k: View<f32>,

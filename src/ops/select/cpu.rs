@@ -1,5 +1,5 @@
 //! The threshold by counting digits, in parallel over fixed pieces; then one pass that writes bits. Only where some of the
-//! scores equal to the threshold are kept and some are not does their order matter, and another pass count them.
+//! scores equal to the threshold are kept and some are not does their order matter, and another pass counts them.
 
 use rayon::prelude::*;
 
