@@ -3,7 +3,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use secateur::ops::ViewMut;
-use secateur::ops::gemm::{Epilogue, cpu};
+use secateur::ops::gemm::{Epilogue, Factors, cpu};
 use support::{PRODUCTS, random};
 
 mod support;
@@ -19,6 +19,14 @@ fn products(criterion: &mut Criterion) {
                 let mut c = ViewMut::dense(&mut c, product.m, product.n);
                 let (a, b) = (product.a(&a), product.b(&b));
                 cpu::gemm(a, product.transpose_a, b, product.transpose_b, &mut c, Epilogue::default());
+            });
+        });
+        group.bench_function("secateur, bf16 factors", |bencher| {
+            bencher.iter(|| {
+                let mut c = ViewMut::dense(&mut c, product.m, product.n);
+                let (a, b, none) = (product.a(&a), product.b(&b), Epilogue::default());
+                let (ta, tb) = (product.transpose_a, product.transpose_b);
+                cpu::gemm_of(Factors::Bf16, a, ta, b, tb, &mut c, none);
             });
         });
         group.bench_function("gemm crate", |bencher| bencher.iter(|| product.by_gemm_crate(&a, &b, &mut c)));

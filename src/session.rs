@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Block, Cpu, DeviceExecutor, Emulated, Executor, ProgramId, Reference};
 use crate::launch::Precision;
 use crate::model::{self, EmitOptions, Head, Model, ModelProgram, UnitMasks, WeightMasks};
+use crate::ops::gemm::Factors;
 use crate::program::{Builder, Extents, MaskFunction, Mode, Op, ParameterLayout, Plan, SlotId};
 
 /// Which executor runs a model.
@@ -20,6 +21,8 @@ pub enum Device {
     /// f32 on all cores.
     #[default]
     Cpu,
+    /// The same, with the factors of products rounded to bf16: several times as fast on processors with matrix tiles.
+    CpuBf16,
     /// f64, slow.
     Reference,
     /// An NVIDIA GPU.
@@ -41,6 +44,7 @@ impl Device {
     pub fn best(precision: Precision) -> (Device, Option<Error>) {
         match cuda::usable(0) {
             Ok(_) => (Device::Cuda { ordinal: 0, precision }, None),
+            Err(reason) if precision == Precision::Bf16 => (Device::CpuBf16, Some(reason)),
             Err(reason) => (Device::Cpu, Some(reason)),
         }
     }
@@ -49,6 +53,7 @@ impl Device {
     pub fn executor(self, layout: Arc<ParameterLayout>) -> Result<Box<dyn Executor>> {
         Ok(match self {
             Device::Cpu => Box::new(Cpu::new(layout)),
+            Device::CpuBf16 => Box::new(Cpu::with_factors(layout, Factors::Bf16)),
             Device::Reference => Box::new(Reference::new(layout)),
             Device::Cuda { ordinal, precision } => {
                 let gpu = Cuda::open(ordinal, cuda::Cache::of_user())?;
@@ -64,7 +69,7 @@ impl Device {
     /// that a choice of units does not depend on it more than through the activations.
     pub fn for_similarities(self) -> Device {
         match self {
-            Device::Cpu | Device::Reference => Device::Cpu,
+            Device::Cpu | Device::CpuBf16 | Device::Reference => Device::Cpu,
             Device::Cuda { ordinal, .. } => Device::Cuda { ordinal, precision: Precision::F32 },
             Device::Emulated { .. } => Device::Emulated { precision: Precision::F32 },
         }
@@ -75,6 +80,7 @@ impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
+            Device::CpuBf16 => f.write_str("cpu bf16"),
             Device::Reference => f.write_str("reference"),
             Device::Cuda { ordinal, precision } => write!(f, "cuda:{ordinal} {}", precision.name()),
             Device::Emulated { precision } => write!(f, "emulated {}", precision.name()),

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Instant;
 
+use secateur::ops::gemm::cpu::bf16::has_tiles;
 use secateur::progress::{Interrupt, Progress};
 use secateur::report::RunRecord;
 use secateur::report::listener::{self, Verbosity};
@@ -50,6 +51,9 @@ impl Context {
         let progress = Progress::with(listener::for_stderr(verbosity), interrupt);
         if let Some(reason) = reason.filter(|_| computes) {
             progress.note(format!("computing on the CPU: {reason}"));
+        }
+        if computes && device == Device::CpuBf16 && !has_tiles() {
+            progress.note("bf16 is slower than f32 on this processor, which has no matrix tiles (the bits are the same)");
         }
         Ok(Context {
             seed: global.seed,

@@ -6,6 +6,7 @@ use clap::Args;
 use secateur::cuda::{self, Cache, Cuda, Nvrtc};
 use secateur::launch::Device as _;
 use secateur::launch::kernels::MODULES;
+use secateur::ops::gemm::cpu::bf16::has_tiles;
 use secateur::ops::simd;
 use secateur::report::format;
 use secateur::{Error, Result};
@@ -43,10 +44,16 @@ impl Doctor {
         let mut findings = Findings::default();
         let threads = rayon::current_num_threads();
         let level = format!("{:?}", simd::level());
+        let tiles = has_tiles();
+        let bf16 = if tiles {
+            "matrix tiles make --precision bf16 the fastest"
+        } else {
+            "no matrix tiles, so --precision bf16 is slower than f32"
+        };
         findings.found(
             "processor",
-            format!("{level}, {threads} threads: --device cpu works"),
-            json!({ "vectors": level, "threads": threads }),
+            format!("{level}, {threads} threads: --device cpu works; {bf16}"),
+            json!({ "vectors": level, "threads": threads, "bf16_tiles": tiles }),
         );
         match cuda::driver_version() {
             Ok((major, minor)) => {

@@ -29,9 +29,10 @@ pub struct GlobalOptions {
         value_name = "auto|cpu|cuda|cuda:N|reference|emulated"
     )]
     pub device: DeviceName,
-    /// What a GPU computes products and activations in. f32 and tf32 store f32; bf16 halves memory traffic too; f16 rounds
-    /// the factors of products alone, as finely as tf32 and at the rate of bf16, and computes no gradients. Sums,
-    /// statistics, losses and the optimiser are f32 always.
+    /// What products and activations are computed in. On a GPU, f32 and tf32 store f32; bf16 halves memory traffic too; f16
+    /// rounds the factors of products alone, as finely as tf32 and at the rate of bf16, and computes no gradients. On the
+    /// CPU, bf16 rounds the factors of products alone; it pays where the processor has matrix tiles (AMX), which `secateur
+    /// doctor` tells. Sums, statistics, losses and the optimiser are f32 always.
     #[arg(long, global = true, value_enum, default_value_t = PrecisionName::F32)]
     pub precision: PrecisionName,
     /// No progress, no tables; warnings and errors only.
@@ -70,7 +71,7 @@ impl std::str::FromStr for DeviceName {
     }
 }
 
-/// Precisions of a GPU.
+/// Precisions of products.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrecisionName {
     F32,
@@ -91,6 +92,7 @@ impl GlobalOptions {
         };
         let (device, reason) = match self.device {
             DeviceName::Auto => Device::best(precision),
+            DeviceName::Cpu if precision == Precision::Bf16 => (Device::CpuBf16, None),
             DeviceName::Cpu => (Device::Cpu, None),
             DeviceName::Reference => (Device::Reference, None),
             DeviceName::Cuda(ordinal) => (Device::Cuda { ordinal, precision }, None),

@@ -83,7 +83,8 @@ macro_rules! kernels {
                             residual: e.residual.map(view),
                             inner_mask: e.inner_mask.map(|s| bind.slice(s)),
                         };
-                        gemm::$flavour::gemm(
+                        gemm::$flavour::gemm_of(
+                            bind.factors(),
                             view(*a),
                             *transpose_a,
                             view(*b),
@@ -224,6 +225,7 @@ macro_rules! kernels {
                     }
                     Op::LinearCrossEntropy { x, w, bias, labels, weights, losses, dx, dw, dbias } => {
                         loss::$flavour::linear_cross_entropy(
+                            bind.factors(),
                             view(*x),
                             view(*w),
                             bias.map(|s| bind.slice(s)),

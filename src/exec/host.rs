@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::memory::Buffer;
 use super::{Block, Executor, ProgramId};
 use crate::error::{Error, Result};
+use crate::ops::gemm::Factors;
 use crate::ops::{Elem, View, ViewMut};
 use crate::program::{self, Element, Extents, Op, Parameter, ParameterLayout, Plan, Program, SlotId};
 
@@ -51,18 +52,24 @@ pub struct HostExecutor<K: Kernels> {
     masks: Vec<u64>,
     arena: Buffer<K::Element>,
     programs: Vec<Prepared<K::Element>>,
+    factors: Factors,
     kernels: PhantomData<K>,
 }
 
 impl<K: Kernels> HostExecutor<K> {
     /// An executor with zeroed parameters.
     pub fn new(layout: Arc<ParameterLayout>) -> HostExecutor<K> {
+        HostExecutor::with_factors(layout, Factors::F32)
+    }
+
+    /// The same, whose products round their factors.
+    pub fn with_factors(layout: Arc<ParameterLayout>, factors: Factors) -> HostExecutor<K> {
         let blocks = Block::ALL.map(|block| match block {
             Block::Parameters => Buffer::new(layout.block_len()),
             _ => Buffer::new(0),
         });
         let (masks, programs) = (Vec::new(), Vec::new());
-        HostExecutor { layout, blocks, masks, arena: Buffer::new(0), programs, kernels: PhantomData }
+        HostExecutor { layout, blocks, masks, arena: Buffer::new(0), programs, factors, kernels: PhantomData }
     }
 
     /// The block, allocated if it was not.
@@ -252,6 +259,7 @@ impl<K: Kernels> Executor for HostExecutor<K> {
                 HostBlock { pointer: buffer.pointer(), len: buffer.len(), start }
             }),
             masks: (self.masks.as_mut_ptr(), self.masks.len()),
+            factors: self.factors,
             executor: PhantomData,
         };
         let ops = &prepared.program.ops()[range];
@@ -359,6 +367,7 @@ pub struct Binding<'a, T> {
     arena: *mut T,
     blocks: [HostBlock<T>; Block::COUNT],
     masks: (*mut u64, usize),
+    factors: Factors,
     executor: PhantomData<&'a mut T>,
 }
 
@@ -367,6 +376,11 @@ pub struct Binding<'a, T> {
 unsafe impl<T: Send> Send for Binding<'_, T> {}
 
 impl<'a, T: Elem> Binding<'a, T> {
+    /// What products round their factors to.
+    pub fn factors(&self) -> Factors {
+        self.factors
+    }
+
     /// The parameter table.
     pub fn layout(&self) -> &'a ParameterLayout {
         self.program.layout()

@@ -40,6 +40,11 @@ pub fn level() -> Level {
     })
 }
 
+/// Whether `SECATEUR_SIMD` names a level: matrix tiles, which are none of them, then stay unused.
+pub(super) fn is_lowered() -> bool {
+    std::env::var("SECATEUR_SIMD").is_ok_and(|name| ["portable", "avx2", "avx512"].contains(&name.as_str()))
+}
+
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Level {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");

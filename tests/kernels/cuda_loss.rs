@@ -6,6 +6,7 @@
 use proptest::prelude::*;
 use secateur::launch::ElementType::{Bf16, F32};
 use secateur::launch::Precision;
+use secateur::ops::gemm::Factors;
 use secateur::ops::loss::{cuda, reference};
 
 use crate::common::{Random, U, Wide, assert_within, gamma, wide};
@@ -175,6 +176,7 @@ fn check_head(seed: u64, [rows, classes, d, step]: [usize; 4], narrow: bool, wit
     let (mut exact, mut exact_dx, mut exact_dw, mut exact_dbias) =
         (vec![f64::NAN; rows], Wide::poisoned(rows, d), wide_dw.clone(), wide(&old_dbias));
     reference::linear_cross_entropy(
+        Factors::F32,
         wide_x.view(),
         wide_w.view(),
         wide_bias.as_deref(),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use secateur::ops::activation::Activation;
 use secateur::ops::dropout::{AppliedDropout, Dropout, DropoutKey};
-use secateur::ops::gemm::{Epilogue, cpu, reference};
+use secateur::ops::gemm::{self, Epilogue, Factors, cpu, reference};
 use secateur::ops::simd::{Level, level};
 use secateur::ops::{View, ViewMut};
 use std::sync::OnceLock;
@@ -177,7 +177,7 @@ impl Operands {
     }
 
     /// C and the preactivation (canaries where it is not asked for).
-    fn run(&self, case: &Case, at: Level) -> (Matrix, Matrix) {
+    fn run(&self, case: &Case, path: Path) -> (Matrix, Matrix) {
         let mut c = self.c.clone();
         let mut z = Matrix::new(case.m, case.n, case.gap, CANARY, |_, _| CANARY);
         let epilogue = Epilogue {
@@ -192,12 +192,16 @@ impl Operands {
             inner_mask: self.inner_mask.as_deref(),
         };
         let (a, b) = (self.a.view(), self.b.view());
-        cpu::gemm_with(at, a, case.transpose_a, b, case.transpose_b, &mut c.view_mut(), epilogue);
+        let (ta, tb, c_view) = (case.transpose_a, case.transpose_b, &mut c.view_mut());
+        match path {
+            Path::Vectors(at, factors) => cpu::gemm_at(at, factors, a, ta, b, tb, c_view, epilogue),
+            Path::Tiles => cpu::gemm_of(Factors::Bf16, a, ta, b, tb, c_view, epilogue),
+        }
         (c, z)
     }
 
     /// The plain sums z of the reference, of these operands through `f`.
-    fn reference_sums(&self, case: &Case, f: impl Fn(f32) -> f64 + Copy) -> Vec<f64> {
+    fn reference_sums(&self, case: &Case, factors: Factors, f: impl Fn(f32) -> f64 + Copy) -> Vec<f64> {
         let wide =
             |values: &Option<Vec<f32>>| values.as_ref().map(|v| v.iter().map(|&x| f(x)).collect::<Vec<_>>());
         let (bias, neuron, inner) = (wide(&self.bias), wide(&self.neuron_mask), wide(&self.inner_mask));
@@ -213,12 +217,13 @@ impl Operands {
             ..Epilogue::default()
         };
         let mut c = ViewMut::dense(&mut c, case.m, case.n);
-        reference::gemm(wide_view(&a), case.transpose_a, wide_view(&b), case.transpose_b, &mut c, epilogue);
+        let (a, b) = (wide_view(&a), wide_view(&b));
+        reference::gemm_of(factors, a, case.transpose_a, b, case.transpose_b, &mut c, epilogue);
         z
     }
 
     /// The whole product of the reference.
-    fn reference(&self, case: &Case) -> Vec<f64> {
+    fn reference(&self, case: &Case, factors: Factors) -> Vec<f64> {
         let wide = |values: &Option<Vec<f32>>| {
             values.as_ref().map(|v| v.iter().map(|&x| x.into()).collect::<Vec<f64>>())
         };
@@ -237,41 +242,70 @@ impl Operands {
             inner_mask: inner.as_deref(),
         };
         let mut view = ViewMut::dense(&mut c, case.m, case.n);
-        reference::gemm(
-            wide_view(&a),
-            case.transpose_a,
-            wide_view(&b),
-            case.transpose_b,
-            &mut view,
-            epilogue,
-        );
+        let (a, b) = (wide_view(&a), wide_view(&b));
+        reference::gemm_of(factors, a, case.transpose_a, b, case.transpose_b, &mut view, epilogue);
         c
     }
 
-    /// Runs the case at every level and holds every element against its bound.
+    /// Runs the case on every path and holds every element against its bound.
     fn check(&self, case: &Case) {
-        let sums = self.reference_sums(case, f64::from);
-        let magnitudes = self.reference_sums(case, |x| f64::from(x).abs());
-        let outputs = self.reference(case);
-        for at in levels() {
-            let (c, z) = self.run(case, at);
-            c.assert_gaps_untouched();
-            z.assert_gaps_untouched();
-            self.compare(case, (&c, &z), (&sums, &magnitudes, &outputs));
+        for factors in [Factors::F32, Factors::Bf16] {
+            let sums = self.reference_sums(case, factors, f64::from);
+            let magnitudes = self.reference_sums(case, factors, |x| f64::from(x).abs());
+            let outputs = self.reference(case, factors);
+            // Roundings behind an element, as the modules state them.
+            let roundings = match factors {
+                Factors::Bf16 => (case.k / 2).min(16) + case.k.div_ceil(32) + 3,
+                Factors::F32 => case.k + 2,
+            };
+            for path in paths().filter(|path| path.factors() == factors) {
+                let (c, z) = self.run(case, path);
+                c.assert_gaps_untouched();
+                z.assert_gaps_untouched();
+                self.compare(case, roundings, (&c, &z), (&sums, &magnitudes, &outputs));
+            }
         }
+    }
+
+    /// The preactivation of rounded factors, every step in the order that `gemm::cpu::bf16` promises.
+    fn sums_as_promised(&self, case: &Case) -> Vec<f32> {
+        let live = |mask: &Option<Vec<f32>>, i: usize| mask.as_ref().is_none_or(|mask| mask[i] != 0.0);
+        let depth: Vec<usize> = (0..case.k).filter(|&p| live(&self.inner_mask, p)).collect();
+        let factor = |x: f32| half::bf16::from_f32(x).to_f32();
+        let mut sums = Vec::new();
+        for (i, j) in (0..case.m).flat_map(|i| (0..case.n).map(move |j| (i, j))) {
+            if !case.compute_masked() && !live(&self.neuron_mask, j) {
+                sums.push(0.0);
+                continue;
+            }
+            let mut sum = if case.accumulate { self.c.view().at(i, j) } else { 0.0 };
+            for depth in depth.chunks(32) {
+                let mut chains = [0.0f32; 2];
+                for (place, &p) in depth.iter().enumerate() {
+                    let left = if case.transpose_a { self.a.view().at(p, i) } else { self.a.view().at(i, p) };
+                    let right =
+                        if case.transpose_b { self.b.view().at(j, p) } else { self.b.view().at(p, j) };
+                    chains[place % 2] += factor(left) * factor(right);
+                }
+                sum += chains[0] + chains[1];
+            }
+            sums.push(sum + self.bias.as_ref().map_or(0.0, |bias| bias[j]));
+        }
+        sums
     }
 
     /// Holds C and the preactivation against the reference's sums, sums of magnitudes and outputs.
     fn compare(
         &self,
         case: &Case,
+        roundings: usize,
         (c, z): (&Matrix, &Matrix),
         (sums, magnitudes, outputs): (&[f64], &[f64], &[f64]),
     ) {
         for i in 0..case.m {
             for j in 0..case.n {
                 let (sum, output) = (sums[i * case.n + j], outputs[i * case.n + j]);
-                let z_bound = gamma(case.k + 2) * magnitudes[i * case.n + j];
+                let z_bound = gamma(roundings) * magnitudes[i * case.n + j];
                 let found = f64::from(z.view().at(i, j));
                 if case.preactivation {
                     assert!((found - sum).abs() <= z_bound, "z[{i},{j}] = {found}, not {sum} ± {z_bound:e}");
@@ -300,8 +334,33 @@ impl Operands {
     }
 }
 
+/// A way to compute a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Path {
+    /// Vector registers.
+    Vectors(Level, Factors),
+    /// Matrix tiles, of factors rounded to bf16.
+    Tiles,
+}
+
+impl Path {
+    fn factors(self) -> Factors {
+        match self {
+            Path::Vectors(_, factors) => factors,
+            Path::Tiles => Factors::Bf16,
+        }
+    }
+}
+
 fn levels() -> impl Iterator<Item = Level> {
     [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter(|&at| at <= level())
+}
+
+/// All this processor has.
+fn paths() -> impl Iterator<Item = Path> {
+    let vectors =
+        levels().flat_map(|at| [Factors::F32, Factors::Bf16].map(|factors| Path::Vectors(at, factors)));
+    vectors.chain(cpu::bf16::has_tiles().then_some(Path::Tiles))
 }
 
 fn pool(threads: usize) -> &'static ThreadPool {
@@ -360,26 +419,28 @@ proptest! {
     #[test]
     fn bits_do_not_depend_on_the_number_of_threads(case in case()) {
         let operands = Operands::new(&case);
-        for at in levels() {
+        for path in paths() {
             let bits = |threads: usize| {
-                let (c, z) = pool(threads).install(|| operands.run(&case, at));
+                let (c, z) = pool(threads).install(|| operands.run(&case, path));
                 (c.bits(), z.bits())
             };
             let one = bits(1);
-            prop_assert!(one == bits(2) && one == bits(3), "{:?}", at);
+            prop_assert!(one == bits(2) && one == bits(3), "{:?}", path);
         }
     }
 
     #[test]
     fn all_ones_masks_change_no_bit(case in case()) {
         let plain = Case { neuron_mask: None, inner_mask: None, ..case };
-        let mut operands = Operands::new(&plain);
-        let without = operands.run(&plain, level());
-        operands.neuron_mask = Some(vec![1.0; plain.n]);
-        operands.inner_mask = Some(vec![1.0; plain.k]);
-        let with = operands.run(&plain, level());
-        prop_assert_eq!(without.0.bits(), with.0.bits());
-        prop_assert_eq!(without.1.bits(), with.1.bits());
+        let operands = Operands::new(&plain);
+        let mut masked = Operands::new(&plain);
+        masked.neuron_mask = Some(vec![1.0; plain.n]);
+        masked.inner_mask = Some(vec![1.0; plain.k]);
+        for path in paths() {
+            let (without, with) = (operands.run(&plain, path), masked.run(&plain, path));
+            prop_assert_eq!(without.0.bits(), with.0.bits());
+            prop_assert_eq!(without.1.bits(), with.1.bits());
+        }
     }
 
     #[test]
@@ -388,11 +449,28 @@ proptest! {
         let case = Case { m: case.m.max(9), n: case.n.max(9), ..case };
         if level() == Level::Avx512 {
             let operands = Operands::new(&case);
-            let (narrow, wide) = (operands.run(&case, Level::Avx2), operands.run(&case, Level::Avx512));
+            let run = |at| operands.run(&case, Path::Vectors(at, Factors::F32));
+            let (narrow, wide) = (run(Level::Avx2), run(Level::Avx512));
             prop_assert_eq!(narrow.0.bits(), wide.0.bits());
             prop_assert_eq!(narrow.1.bits(), wide.1.bits());
         } else {
             println!("not run: this processor has no AVX-512");
+        }
+    }
+
+    #[test]
+    fn all_paths_of_rounded_factors_agree_to_the_bit(case in case()) {
+        let operands = Operands::new(&case);
+        let expected = operands.sums_as_promised(&case);
+        let bits: Vec<u32> = expected.iter().map(|x| x.to_bits()).collect();
+        for path in paths().filter(|path| path.factors() == Factors::Bf16) {
+            let z = Case { preactivation: true, ..case.clone() };
+            let (_, z) = operands.run(&z, path);
+            let found: Vec<u32> = (0..case.m).flat_map(|i| z.view().row(i).iter().map(|x| x.to_bits()).collect::<Vec<_>>()).collect();
+            prop_assert!(found == bits, "{:?}", path);
+        }
+        if !cpu::bf16::has_tiles() {
+            println!("not run on matrix tiles: this processor has no AMX");
         }
     }
 
@@ -457,10 +535,10 @@ fn large_products_match_the_reference_in_every_layout() {
 
 #[test]
 fn an_empty_sum_leaves_the_epilogue() {
-    for at in levels() {
+    for path in paths() {
         let case = Case { bias: true, residual: true, ..plain(20, 40, 0, false, true) };
         let operands = Operands::new(&case);
-        let (c, _) = operands.run(&case, at);
+        let (c, _) = operands.run(&case, path);
         let (bias, residual) = (operands.bias.unwrap(), operands.residual.unwrap());
         for (i, j) in (0..20).flat_map(|i| (0..40).map(move |j| (i, j))) {
             assert_eq!(c.view().at(i, j), bias[j] + residual.view().at(i, j));
@@ -473,15 +551,15 @@ fn an_empty_sum_leaves_the_epilogue() {
 fn not_a_number_and_infinity_propagate() {
     for (m, n, k) in [(3, 40, 50), (40, 3, 50), (33, 70, 400), (20, 33, 17)] {
         for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
-            for (at, special) in
-                levels().flat_map(|at| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(|x| (at, x)))
+            for (path, special) in
+                paths().flat_map(|path| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(|x| (path, x)))
             {
                 let case = plain(m, n, k, transpose_a, transpose_b);
                 let mut operands = Operands::new(&case);
                 // Last row of op(A), last k.
                 let (row, col) = if transpose_a { (k - 1, m - 1) } else { (m - 1, k - 1) };
                 operands.a.view_mut().row_mut(row)[col] = special;
-                let (c, _) = operands.run(&case, at);
+                let (c, _) = operands.run(&case, path);
                 for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                     let found = c.view().at(i, j);
                     let factor = if transpose_b {
@@ -498,4 +576,17 @@ fn not_a_number_and_infinity_propagate() {
             }
         }
     }
+}
+
+#[test]
+fn factors_are_rounded_to_the_nearest_bf16() {
+    let mut random = Random(5);
+    let special =
+        [0.0, -0.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MIN_POSITIVE];
+    let any = (0..100_000).map(|_| f32::from_bits(random.next() as u32)).filter(|x| !x.is_subnormal());
+    for x in special.into_iter().chain(any) {
+        let (found, expected) = (f32::from_bits(gemm::bf16_bits(x)), half::bf16::from_f32(x).to_f32());
+        assert!(found.to_bits() == expected.to_bits() || x.is_nan() && found.is_nan(), "{x:e}: {found:e}");
+    }
+    assert_eq!(gemm::bf16_bits(-f32::from_bits(0x007f_ffff)), 1 << 31, "subnormal numbers are 0");
 }

@@ -5,6 +5,7 @@
 //! crate cannot. It is still ahead for one or two rows times a matrix read in place. `benches/results` has the
 //! comparison; the crate is only a contestant there.
 
+pub mod bf16;
 mod block;
 mod column_sums;
 mod compiled;
@@ -15,9 +16,10 @@ pub(in crate::ops) mod registers;
 
 pub use column_sums::column_sums;
 
-use super::{Epilogue, Shape};
+use super::{Epilogue, Factors, Shape};
 use crate::ops::simd::{Level, level};
 use crate::ops::{View, ViewMut, parallel, scratch};
+use bf16::Engine;
 use block::{Compiled, Job, Method, Task};
 use finish::Finish;
 use pack::{Operand, Positions};
@@ -38,12 +40,41 @@ pub fn gemm(
     c: &mut ViewMut<f32>,
     epilogue: Epilogue<f32>,
 ) {
-    gemm_with(level(), a, transpose_a, b, transpose_b, c, epilogue);
+    gemm_of(Factors::F32, a, transpose_a, b, transpose_b, c, epilogue);
 }
 
-/// [`gemm`] at a given level, so that tests reach every path. Panics if the processor does not have it.
-pub fn gemm_with(
+/// [`gemm`] with rounded factors.
+pub fn gemm_of(
+    factors: Factors,
+    a: View<f32>,
+    transpose_a: bool,
+    b: View<f32>,
+    transpose_b: bool,
+    c: &mut ViewMut<f32>,
+    epilogue: Epilogue<f32>,
+) {
+    gemm_with(level(), Engine::best(), factors, a, transpose_a, b, transpose_b, c, epilogue);
+}
+
+/// [`gemm_of`] at a given level and without matrix tiles, so that tests reach every path. Panics if the processor does not
+/// have the level.
+pub fn gemm_at(
     with: Level,
+    factors: Factors,
+    a: View<f32>,
+    transpose_a: bool,
+    b: View<f32>,
+    transpose_b: bool,
+    c: &mut ViewMut<f32>,
+    epilogue: Epilogue<f32>,
+) {
+    gemm_with(with, Engine::Vectors, factors, a, transpose_a, b, transpose_b, c, epilogue);
+}
+
+fn gemm_with(
+    with: Level,
+    engine: Engine,
+    factors: Factors,
     a: View<f32>,
     transpose_a: bool,
     b: View<f32>,
@@ -58,12 +89,13 @@ pub fn gemm_with(
     }
     let a = Operand { data: a.data().as_ptr(), ld: a.ld(), depth_contiguous: !transpose_a };
     let b = Operand { data: b.data().as_ptr(), ld: b.ld(), depth_contiguous: transpose_b };
+    let rounding = (factors == Factors::Bf16).then_some(engine);
     match with {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => product::<registers::Avx512>(shape, a, b, c, epilogue),
+        Level::Avx512 => product::<registers::Avx512>(rounding, shape, a, b, c, epilogue),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => product::<registers::Avx2>(shape, a, b, c, epilogue),
-        _ => product::<Portable>(shape, a, b, c, epilogue),
+        Level::Avx2 => product::<registers::Avx2>(rounding, shape, a, b, c, epilogue),
+        _ => product::<Portable>(rounding, shape, a, b, c, epilogue),
     }
 }
 
@@ -78,15 +110,23 @@ fn with_live<R>(mask: Option<&[f32]>, body: impl FnOnce(Option<&[u32]>) -> R) ->
     })
 }
 
-fn product<S: Compiled>(shape: Shape, a: Operand, b: Operand, c: &mut ViewMut<f32>, epilogue: Epilogue<f32>) {
+fn product<S: Compiled>(
+    rounding: Option<Engine>,
+    shape: Shape,
+    a: Operand,
+    b: Operand,
+    c: &mut ViewMut<f32>,
+    epilogue: Epilogue<f32>,
+) {
     let computed = epilogue.neuron_mask.filter(|_| !epilogue.compute_masked);
     let inner = epilogue.inner_mask;
     with_live(computed, |columns| {
-        with_live(inner, |depth| masked_product::<S>(shape, a, b, c, epilogue, columns, depth));
+        with_live(inner, |depth| masked_product::<S>(rounding, shape, a, b, c, epilogue, columns, depth));
     });
 }
 
 fn masked_product<S: Compiled>(
+    rounding: Option<Engine>,
     shape: Shape,
     a: Operand,
     b: Operand,
@@ -98,7 +138,9 @@ fn masked_product<S: Compiled>(
     let Shape { m, n, k } = shape;
     let depth = live_depth.map_or(k, <[u32]>::len);
     let columns = live_columns.map_or(n, <[u32]>::len);
-    let method = if a.depth_contiguous && b.depth_contiguous && m.min(n) <= THIN && live_depth.is_none() {
+    let method = if let Some(engine) = rounding {
+        Method::Bf16(engine)
+    } else if a.depth_contiguous && b.depth_contiguous && m.min(n) <= THIN && live_depth.is_none() {
         Method::Dots
     } else if !b.depth_contiguous && m <= THICK && live_columns.is_none() && live_depth.is_none() {
         Method::Direct

@@ -30,6 +30,42 @@ use super::activation::Activation;
 use super::dropout::AppliedDropout;
 use super::{View, ViewMut};
 
+/// What a host's products round their factors to; everything else is f32 (f64 in the reference).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Factors {
+    /// Not at all.
+    #[default]
+    F32,
+    /// To bf16; sums as in [`cpu::bf16`].
+    Bf16,
+}
+
+impl Factors {
+    /// A factor as the reference multiplies it; by way of f32, the type in which other executors hold it.
+    pub(in crate::ops) fn rounded(self, x: f64) -> f64 {
+        match self {
+            Factors::F32 => x,
+            Factors::Bf16 => f64::from(f32::from_bits(bf16_bits(x as f32))),
+        }
+    }
+}
+
+/// The nearest bf16, ties to even, in the upper half of a word, the lower half 0. Subnormal numbers become 0, as products of
+/// bf16 take them; NaN stays NaN.
+#[inline(always)]
+pub fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    let rounded = if magnitude > 0x7f80_0000 {
+        bits | 0x0040_0000
+    } else if magnitude < 0x0080_0000 {
+        bits & 0x8000_0000
+    } else {
+        bits + 0x7fff + (bits >> 16 & 1)
+    };
+    rounded & 0xffff_0000
+}
+
 /// What is done with the product before it reaches memory; see the module's formula. The default does nothing.
 #[derive(Debug)]
 pub struct Epilogue<'a, T> {

@@ -1,6 +1,6 @@
 //! The formulas of this family in f64, one loop each.
 
-use super::{Epilogue, Shape};
+use super::{Epilogue, Factors, Shape};
 use crate::ops::{View, ViewMut, activation};
 
 /// `C = epilogue(op(A)·op(B))`; see the module's formula.
@@ -10,9 +10,23 @@ pub fn gemm(
     b: View<f64>,
     transpose_b: bool,
     c: &mut ViewMut<f64>,
+    epilogue: Epilogue<f64>,
+) {
+    gemm_of(Factors::F32, a, transpose_a, b, transpose_b, c, epilogue);
+}
+
+/// [`gemm`] with rounded factors.
+pub fn gemm_of(
+    factors: Factors,
+    a: View<f64>,
+    transpose_a: bool,
+    b: View<f64>,
+    transpose_b: bool,
+    c: &mut ViewMut<f64>,
     mut epilogue: Epilogue<f64>,
 ) {
     let Shape { m, n, k } = Shape::check(&a, transpose_a, &b, transpose_b, c, &epilogue);
+    let factor = |x| factors.rounded(x);
     let live = |mask: Option<&[f64]>, index: usize| mask.is_none_or(|mask| mask[index] != 0.0);
     for i in 0..m {
         for j in 0..n {
@@ -21,7 +35,7 @@ pub fn gemm(
                 for p in (0..k).filter(|&p| live(epilogue.inner_mask, p)) {
                     let left = if transpose_a { a.at(p, i) } else { a.at(i, p) };
                     let right = if transpose_b { b.at(j, p) } else { b.at(p, j) };
-                    z += left * right;
+                    z += factor(left) * factor(right);
                 }
                 z += epilogue.bias.map_or(0.0, |bias| bias[j]);
                 z += if epilogue.accumulate { c.row(i)[j] } else { 0.0 };

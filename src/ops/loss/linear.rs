@@ -1,11 +1,11 @@
-//! The language-model head and its loss as one operation, in f32.
+//! The language-model head and its loss as one operation.
 //!
 //! A batch of 4,096 tokens over 50,257 classes has 0.8 GB of logits and as much of their gradient. Here a
 //! chunk of rows is multiplied, turned into its own gradient in place and used up before the next one.
 
 use super::cpu::{softmax_in_place, softmax_sums};
 use crate::ops::gather::cpu::add_row;
-use crate::ops::gemm::{Epilogue, cpu::gemm};
+use crate::ops::gemm::{Epilogue, Factors, cpu::gemm_of};
 use crate::ops::parallel::{self, Shared};
 use crate::ops::{View, ViewMut, scratch};
 
@@ -15,6 +15,7 @@ const CHUNK: usize = 2 * 1024 * 1024;
 /// Cross-entropy of `z = x·wᵀ + bias`; `x`: `[R, d]`, `w`: `[V, d]`, `bias`: `[V]`, `labels`, `weights`,
 /// `losses`: `[R]`. `dx` is overwritten, `dw` and `dbias` are added to.
 pub fn linear_cross_entropy(
+    factors: Factors,
     x: View<f32>,
     w: View<f32>,
     bias: Option<&[f32]>,
@@ -35,17 +36,25 @@ pub fn linear_cross_entropy(
             let count = step.min(rows - start);
             let chunk = x.rows_at(start, count);
             let mut z = ViewMut::dense(&mut buffer[..count * classes], count, classes);
-            gemm(chunk, false, w, true, &mut z, Epilogue { bias, ..Epilogue::default() });
+            gemm_of(factors, chunk, false, w, true, &mut z, Epilogue { bias, ..Epilogue::default() });
             let (labels, weights) = (&labels[start..start + count], &weights[start..start + count]);
             gradient_in_place(&mut z, labels, weights, &mut losses[start..start + count], wanted);
             let z = z.as_view();
             if let Some(dx) = &mut dx {
                 let (cols, ld) = (dx.cols(), dx.ld());
                 let mut dx = ViewMut::new(&mut dx.data_mut()[start * ld..], count, cols, ld);
-                gemm(z, false, w, false, &mut dx, Epilogue::default());
+                gemm_of(factors, z, false, w, false, &mut dx, Epilogue::default());
             }
             if let Some(dw) = &mut dw {
-                gemm(z, true, chunk, false, dw, Epilogue { accumulate: true, ..Epilogue::default() });
+                gemm_of(
+                    factors,
+                    z,
+                    true,
+                    chunk,
+                    false,
+                    dw,
+                    Epilogue { accumulate: true, ..Epilogue::default() },
+                );
             }
             if let Some(dbias) = &mut dbias {
                 add_columns(z, dbias);

@@ -1,5 +1,6 @@
 //! The definitions, in f64.
 
+use crate::ops::gemm::Factors;
 use crate::ops::{View, ViewMut};
 
 /// log Σ exp z.
@@ -39,6 +40,7 @@ pub fn cross_entropy(
 /// Cross-entropy of `z = x·wᵀ + bias`; `x`: `[R, d]`, `w`: `[V, d]`, `bias`: `[V]`, `labels`, `weights`,
 /// `losses`: `[R]`. `dx` is overwritten, `dw` and `dbias` are added to.
 pub fn linear_cross_entropy(
+    factors: Factors,
     x: View<f64>,
     w: View<f64>,
     bias: Option<&[f64]>,
@@ -50,12 +52,13 @@ pub fn linear_cross_entropy(
     mut dbias: Option<&mut [f64]>,
 ) {
     let (rows, classes, d) = (x.rows(), w.rows(), x.cols());
+    let product = |left, right| factors.rounded(left) * factors.rounded(right);
     let mut logits = vec![0.0; classes];
     let mut gradient = vec![0.0; classes];
     for i in 0..rows {
         for c in 0..classes {
-            let product: f64 = (0..d).map(|j| x.at(i, j) * w.at(c, j)).sum();
-            logits[c] = product + bias.map_or(0.0, |b| b[c]);
+            let sum: f64 = (0..d).map(|j| product(x.at(i, j), w.at(c, j))).sum();
+            logits[c] = sum + bias.map_or(0.0, |b| b[c]);
         }
         cross_entropy(
             View::dense(&logits, 1, classes),
@@ -67,11 +70,11 @@ pub fn linear_cross_entropy(
         );
         for j in 0..d {
             if let Some(dx) = &mut dx {
-                dx.row_mut(i)[j] = (0..classes).map(|c| gradient[c] * w.at(c, j)).sum();
+                dx.row_mut(i)[j] = (0..classes).map(|c| product(gradient[c], w.at(c, j))).sum();
             }
             if let Some(dw) = &mut dw {
                 for c in 0..classes {
-                    dw.row_mut(c)[j] += gradient[c] * x.at(i, j);
+                    dw.row_mut(c)[j] += product(gradient[c], x.at(i, j));
                 }
             }
         }

@@ -223,7 +223,7 @@ impl<'a> Pass<'a> {
             Stream::start(&mut teacher_session, job.examples, TOKEN_BUDGET)?;
         let widest = config.layers.iter().map(|layer| layer.neurons.max(layer.heads * config.head_dim)).max();
         let widest = widest.unwrap_or(0);
-        let on_host = matches!(device, Device::Cpu | Device::Reference);
+        let on_host = matches!(device, Device::Cpu | Device::CpuBf16 | Device::Reference);
         let feature_bytes = if on_host { FEATURE_BYTES } else { 0 };
         let tokens: usize = hidden.iter().map(|batch| batch.len() / config.hidden).sum();
         let mut memory = MemoryPlan::begin();

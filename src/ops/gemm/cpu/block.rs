@@ -4,6 +4,7 @@
 //! time; one stays in the L1 cache while it is multiplied with every panel of B. So a whole strip of `TILE_ROWS × WIDTH`
 //! finished elements is at hand for the epilogue. C itself holds the sums between blocks of depth.
 
+use super::bf16;
 use super::finish::Finish;
 use super::kernel::{DOT_COLUMNS, Dots, Tile};
 use super::pack::{Operand, Panels, Positions, pack};
@@ -49,6 +50,8 @@ pub(super) enum Method {
     Direct,
     /// Dot products of rows of A and columns of B in place: few rows or columns, both contiguous over k.
     Dots,
+    /// Pack both operands rounded to bf16.
+    Bf16(bf16::Engine),
 }
 
 /// A product, as all its tasks see it.
@@ -96,14 +99,14 @@ impl<'a> Job<'a> {
 /// A cache line; makes the buffers aligned.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "only its address is used")] [f32; 16]);
+pub(super) struct Line(#[expect(dead_code, reason = "only its address is used")] [f32; 16]);
 
 thread_local! {
     /// Packed panels; grown to the largest block seen, so a training step allocates only the first time.
-    static PANELS: Cell<(Vec<Line>, Vec<Line>)> = const { Cell::new((Vec::new(), Vec::new())) };
+    pub(super) static PANELS: Cell<(Vec<Line>, Vec<Line>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
-fn grow(buffer: &mut Vec<Line>, elements: usize) -> *mut f32 {
+pub(super) fn grow(buffer: &mut Vec<Line>, elements: usize) -> *mut f32 {
     let lines = elements.div_ceil(16);
     if buffer.len() < lines {
         buffer.resize(lines, Line([0.0; 16]));
@@ -138,6 +141,7 @@ pub(super) unsafe fn run<S: Compiled>(job: &Job, task: &Task) {
         unsafe {
             match job.method {
                 Method::Dots => dot_products::<S>(job, &task.rows, &positions, &columns),
+                Method::Bf16(engine) => bf16::tiles::<S>(engine, job, &task.rows, &positions, &columns),
                 Method::Packed | Method::Direct => tiles::<S>(job, &task.rows, &positions, &columns),
             }
         }

@@ -49,6 +49,7 @@ pub(in crate::ops) trait Registers: 'static {
     unsafe fn store_first(to: *mut f32, vector: Self::Vector, count: usize);
     /// `a·b + c`, in one rounding where the set has it.
     unsafe fn multiply_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// Sum of all lanes, by halving.
     unsafe fn sum(vector: Self::Vector) -> f32;
     /// Reads `LANES` elements from each of the `LANES` pointers `rows[i].add(offset)` and writes element `p` of row `i` to
@@ -105,6 +106,10 @@ impl Registers for Portable {
         } else {
             std::array::from_fn(|lane| a[lane] * b[lane] + c[lane])
         }
+    }
+    #[inline(always)]
+    unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|lane| a[lane] + b[lane])
     }
     #[inline(always)]
     unsafe fn sum(vector: [f32; 4]) -> f32 {
@@ -196,6 +201,11 @@ mod x86 {
         unsafe fn multiply_add(a: __m512, b: __m512, c: __m512) -> __m512 {
             // SAFETY: as for `zero`.
             unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: as for `zero`.
+            unsafe { _mm512_add_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn sum(vector: __m512) -> f32 {
@@ -314,6 +324,11 @@ mod x86 {
         unsafe fn multiply_add(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: as for `zero`.
             unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as for `zero`.
+            unsafe { _mm256_add_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn sum(vector: __m256) -> f32 {
