@@ -13,6 +13,7 @@ mod emit;
 mod emit_contrast;
 mod emit_head;
 mod emit_knowledge;
+mod emit_layer;
 mod emit_sublayer;
 mod gpt2;
 mod heads;

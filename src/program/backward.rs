@@ -9,8 +9,9 @@
 
 use std::collections::HashSet;
 
+use super::access::Access;
 use super::builder::Builder;
-use super::op::{Access, DropoutSite, Epilogue, Op};
+use super::op::{DropoutSite, Epilogue, Op};
 use super::slot::{Element, Extent, SlotId, Storage};
 
 impl Builder {

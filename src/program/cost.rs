@@ -3,9 +3,10 @@
 //! Matrix products and attention count two operations a multiply-add; element-wise work counts one per element
 //! and pass, which is what the memory-bound operations cost in practice. Bytes are those of each operand once.
 
+use super::access::Access;
 use super::builder::Program;
 use super::layout::Parameter;
-use super::op::{Access, Op};
+use super::op::Op;
 use super::slot::{Element, Extents, SlotId};
 
 /// Cost of an operation or a program.

@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
+use super::access::Access;
 use super::builder::Program;
 use super::cost;
-use super::op::{Access, Op};
+use super::op::Op;
 use super::slot::{Element, Extent, Extents, SlotId, Storage};
 
 impl Program {

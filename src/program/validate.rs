@@ -6,8 +6,9 @@
 
 use std::collections::HashSet;
 
+use super::access::Access;
 use super::builder::Program;
-use super::op::{Access, Op};
+use super::op::Op;
 use super::slot::{Element, SlotId, Storage};
 
 pub(crate) fn validate(program: &Program) -> Result<(), String> {

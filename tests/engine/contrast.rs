@@ -1,43 +1,25 @@
-//! Contrastive pruning: the published loss on fixed banks, its gradient through whole models, executors in lock-step, and
-//! trainings that learn, repeat and resume.
+//! Contrastive terms in programs of whole models: the published loss on fixed banks, its gradient, executors in lock-step,
+//! and the scores of structured pruning that come from it.
 
-use std::path::Path;
-use std::sync::Arc;
-
-use secateur::data::{Batch, Cursor, Dataset, Step, Task};
+use secateur::data::Batch;
 use secateur::exec::{Block, lockstep};
 use secateur::launch::Precision;
-use secateur::model::{ContrastiveSlots, ContrastiveTerms, EmitOptions, Head, Model};
+use secateur::model::{ContrastiveSlots, ContrastiveTerms, EmitOptions, Head};
 use secateur::ops::contrastive::Keys;
 use secateur::program::{Extents, Mode, Storage};
-use secateur::progress::{Interrupt, Progress};
+use secateur::progress::Progress;
 use secateur::prune::UnitMasks;
 use secateur::prune::cap;
 use secateur::prune::contrastive::{self, term_weights};
 use secateur::prune::mask_gradients::{Grouping, Importance, Objective, Source, mask_gradients};
-use secateur::prune::sparse::options::Setting;
-use secateur::prune::sparse::{Method, Options, Profile};
 use secateur::session::{Device, Prepared, Session, Weighting};
-use secateur::train::Recipe;
-use secateur::train::banks::{Bank, Encoder};
-use secateur::train::finetune::{self, History};
-use secateur::train::masked::{self, MaskedTrainer};
-use secateur::train::stepper::{RunSize, Stepper};
-use secateur::train::teacher::Teacher;
 
 use crate::models;
+use crate::runs::{CLASSES, device};
 use crate::support::numbers::Random;
-use crate::training::StopAfter;
 
-const CLASSES: Head = Head::Classification { labels: 2 };
-const WIDTH: usize = 24;
-
-fn device(precision: Precision) -> Device {
-    match std::env::var("SECATEUR_TEST_DEVICE").as_deref() {
-        Ok("cuda") => Device::Cuda { ordinal: 0, precision },
-        _ => Device::Emulated { precision },
-    }
-}
+/// Elements of a sentence vector.
+pub const WIDTH: usize = 24;
 
 /// What the three banks give a batch: vectors, examples and labels, absent rows included.
 struct Candidates {
@@ -290,194 +272,6 @@ fn executors_agree_operation_by_operation() {
             if let Some(divergence) = found {
                 panic!("{candidate} {family} {head:?}: {divergence}");
             }
-        }
-    }
-}
-
-fn options(method: Method) -> Options {
-    let setting = Setting { keep: 0.4, task: "mrpc", distilled: true };
-    let options = Options::new(method, Profile::Default, setting).expect("options");
-    let contrast = contrastive::Options { extra: 7, ..contrastive::Options::unstructured(false) };
-    Options { contrast: Some(contrast), warmup_steps: Some(1), ..options }
-}
-
-fn task() -> Task {
-    Task::by_name("mrpc").expect("a known task")
-}
-
-fn data() -> Dataset {
-    Dataset { examples: models::examples("bert", CLASSES, 30, 5), ..Dataset::default() }
-}
-
-fn recipe() -> Recipe {
-    Recipe { learning_rate: 2e-3, batch_size: 8, epochs: 4, warmup: 0.1, ..Recipe::default() }
-}
-
-/// What another model says of the rows.
-fn teacher(data: &Dataset) -> Arc<Teacher> {
-    let mut model = models::model("bert", CLASSES, 0.0);
-    model.values.iter_mut().for_each(|value| *value *= 1.25);
-    let mut session = Session::new(model, Device::Cpu).expect("a session");
-    let mut encoder = Encoder::new(&mut session, data, 64).expect("an encoder");
-    let bank = encoder.fill(&mut session, data, &Progress::silent()).expect("a bank");
-    let mut random = Random(3);
-    let row = |_| vec![random.normal() as f32, random.normal() as f32];
-    Arc::new(Teacher { outputs: (0..data.examples.len()).map(row).collect(), sentences: Some(bank) })
-}
-
-fn student(options: &Options) -> Model {
-    let mut model = models::model("bert", CLASSES, 0.1);
-    masked::prepare_model(&mut model, options);
-    model
-}
-
-fn run(
-    options: &Options,
-    recipe: &Recipe,
-    run: &finetune::Options,
-    progress: &Progress,
-) -> secateur::Result<(Session, History)> {
-    let mut session = Session::new(student(options), Device::Cpu)?;
-    let (data, task) = (data(), task());
-    let teacher = Some(teacher(&data));
-    let make = |session: &mut Session, size| {
-        MaskedTrainer::new(session, recipe, options, &task, teacher, run.seed, size)
-    };
-    let history = finetune::drive(&mut session, &task, &data, Some(&data), recipe, run, progress, make)?;
-    Ok((session, history))
-}
-
-fn bits(session: &mut Session) -> Vec<u32> {
-    let blocks = [Block::Parameters, Block::Weights, Block::Scores, Block::ScoreSecondMoment];
-    let floats = blocks.map(|block| session.executor().read_block(block).expect("a block")).concat();
-    floats.iter().map(|value| value.to_bits()).collect()
-}
-
-#[test]
-fn contrastive_pruning_learns() {
-    for method in [Method::CapMovement, Method::CapSoftMovement] {
-        let options = Options { lambda: 0.0, ..options(method) };
-        let recipe = Recipe { epochs: 20, ..recipe() };
-        let (_, history) =
-            run(&options, &recipe, &finetune::Options::default(), &Progress::silent()).expect("trains");
-        // From the second epoch on there are all three terms.
-        let (first, last) = (history.epochs[1].loss, history.epochs[19].loss);
-        assert!(last < 0.85 * first, "{method:?}: {first} to {last}");
-    }
-}
-
-#[test]
-fn the_same_bits_on_any_number_of_threads_and_after_interruptions() {
-    for method in [Method::CapMovement, Method::CapSoftMovement] {
-        let options = options(method);
-        let on = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-            let plain = finetune::Options::default();
-            pool.install(|| {
-                let (mut session, history) =
-                    run(&options, &recipe(), &plain, &Progress::silent()).expect("trains");
-                (bits(&mut session), history)
-            })
-        };
-        let (expected, history) = on(1);
-        assert!(on(3).0 == expected, "{method:?}: other bits on three threads");
-        // In the first epoch, at the end of one, within a later one.
-        for stops in [vec![2], vec![4, 9], vec![13]] {
-            let directory = tempfile::tempdir().expect("a directory");
-            let saved = finetune::Options {
-                checkpoints: Some(directory.path().into()),
-                ..finetune::Options::default()
-            };
-            for stop in &stops {
-                let interrupt = Interrupt::new();
-                let progress = Progress::new(StopAfter(*stop, interrupt.clone()), interrupt);
-                let error = run(&options, &recipe(), &saved, &progress).err().expect("was interrupted");
-                assert!(error.to_string().contains(&format!("after step {stop} of 16")), "{error}");
-            }
-            let (mut resumed, again) =
-                run(&options, &recipe(), &saved, &Progress::silent()).expect("resumes");
-            let losses = |h: &History| h.epochs.iter().map(|e| e.loss.to_bits()).collect::<Vec<_>>();
-            assert_eq!(losses(&again), losses(&history), "{method:?} {stops:?}");
-            assert!(bits(&mut resumed) == expected, "{method:?} {stops:?}");
-        }
-    }
-}
-
-#[test]
-fn a_checkpoint_without_its_banks_is_refused() {
-    let options = options(Method::CapMovement);
-    let directory = tempfile::tempdir().expect("a directory");
-    let saved =
-        finetune::Options { checkpoints: Some(directory.path().into()), ..finetune::Options::default() };
-    let interrupt = Interrupt::new();
-    let progress = Progress::new(StopAfter(6, interrupt.clone()), interrupt);
-    assert!(run(&options, &recipe(), &saved, &progress).is_err());
-    let bank = directory.path().join("sentences-1.f16");
-    let bytes = std::fs::read(&bank).expect("the bank of the second epoch");
-    assert_eq!(bytes.len(), Bank::bytes(30, WIDTH));
-    let resume = |path: &Path| {
-        let error = run(&options, &recipe(), &saved, &Progress::silent()).err().expect("refused").to_string();
-        assert!(error.contains(path.file_name().unwrap().to_str().unwrap()), "{error}");
-    };
-    std::fs::write(&bank, &bytes[1..]).unwrap();
-    resume(&bank);
-    std::fs::remove_file(&bank).unwrap();
-    resume(&bank);
-}
-
-#[test]
-fn a_teacher_without_sentence_vectors_is_refused() {
-    let options = options(Method::CapMovement);
-    let mut session = Session::new(student(&options), Device::Cpu).expect("a session");
-    let without = Teacher { outputs: vec![vec![0.0; 2]; 30], sentences: None };
-    let size = RunSize {
-        total_steps: 10,
-        epoch_steps: 4,
-        capacity: Extents { tokens: 40, sequences: 4, longest: 20, ..Extents::default() },
-    };
-    let refused =
-        MaskedTrainer::new(&mut session, &recipe(), &options, &task(), Some(Arc::new(without)), 0, size);
-    assert!(refused.unwrap_err().to_string().contains("sentence vectors"));
-}
-
-/// Two epochs' first steps on a device, beside the CPU.
-#[test]
-fn steps_on_a_device_follow_the_cpu() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        let options = options(Method::CapMovement);
-        let data = data();
-        let teacher = teacher(&data);
-        let steps = |device: Device| {
-            let mut session = Session::new(student(&options), device).expect("a session");
-            let rows: Vec<usize> = (0..4).collect();
-            let capacity = secateur::session::capacity(std::slice::from_ref(&rows), &data.lengths());
-            let size = RunSize { total_steps: 100, epoch_steps: 50, capacity };
-            let mut trainer = MaskedTrainer::new(
-                &mut session,
-                &recipe(),
-                &options,
-                &task(),
-                Some(teacher.clone()),
-                3,
-                size,
-            )
-            .expect("a trainer");
-            [0, 1].map(|epoch| {
-                let progress = Progress::silent();
-                trainer.begin_epoch(&mut session, &data, epoch, None, &progress).expect("a bank");
-                let cursor = Cursor { epoch, step: 0 };
-                let one = Step { cursor, micro_batches: vec![rows.clone()] };
-                trainer.run(&mut session, &data, &one).expect("a step").loss
-            })
-        };
-        let (expected, found) = (steps(Device::Cpu), steps(device(precision)));
-        assert!(expected[1] > expected[0], "snapshots add a term: {expected:?}");
-        let tolerance = if precision == Precision::F32 { 1e-3 } else { 0.05 };
-        for (found, expected) in found.iter().zip(&expected) {
-            assert!(
-                (found - expected).abs() < tolerance * expected,
-                "{precision:?}: {found}, on the CPU {expected}"
-            );
         }
     }
 }

@@ -16,16 +16,8 @@ use secateur::session::{Device, Session, Weighting};
 use secateur::train::Recipe;
 use secateur::train::finetune;
 
+use crate::runs::device;
 use crate::{lockstep, models};
-
-/// The device under test.
-pub fn device(precision: Precision) -> Device {
-    match std::env::var("SECATEUR_TEST_DEVICE").as_deref() {
-        Ok("cuda") => Device::Cuda { ordinal: 0, precision },
-        Ok("emulated") | Err(_) => Device::Emulated { precision },
-        Ok(other) => panic!("SECATEUR_TEST_DEVICE={other}: emulated or cuda"),
-    }
-}
 
 #[test]
 fn training_steps_agree_with_the_reference_operation_by_operation() {

@@ -14,6 +14,7 @@ use secateur::prune::{CostModel, Job, Stream};
 use secateur::session::{Device, Session};
 
 use crate::models::{FAMILIES, examples, model};
+use crate::runs::device;
 use crate::support::numbers::{U32, gamma};
 
 fn head(family: &str) -> Head {
@@ -110,10 +111,7 @@ fn a_student_like_its_teacher_keeps_its_masks() {
 /// A device keeps no features but computes them again, with its own kernels.
 #[test]
 fn devices_agree_with_the_cpu() {
-    let device = match std::env::var("SECATEUR_TEST_DEVICE").as_deref() {
-        Ok("cuda") => Device::Cuda { ordinal: 0, precision: Precision::F32 },
-        _ => Device::Emulated { precision: Precision::F32 },
-    };
+    let device = device(Precision::F32);
     for family in ["bert", "gpt2"] {
         let setting = Setting::new(family, 6);
         let options = Options::default();

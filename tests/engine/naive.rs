@@ -12,7 +12,7 @@ use secateur::model::{EmitOptions, Head, Logits};
 use secateur::program::{Access, Element, Extents, Mode};
 use secateur::session::{Device, Prepared, Session, Weighting};
 
-use crate::{emulated, models};
+use crate::{models, runs};
 
 /// Results and gradients of one step.
 struct Results {
@@ -108,7 +108,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 fn check(family: &str, head: Head, mode: Mode, precision: Precision) {
     let exact = step(family, head, mode, Device::Reference, None);
     let naive = step(family, head, mode, Device::Reference, Some(precision));
-    let found = step(family, head, mode, emulated::device(precision), None);
+    let found = step(family, head, mode, runs::device(precision), None);
     let what = format!("{family} {head:?} {}", precision.name());
     let allowed = 2.0 * distance(&naive.outputs, &exact.outputs);
     let apart = distance(&found.outputs, &exact.outputs);

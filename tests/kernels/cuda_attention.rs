@@ -1,6 +1,6 @@
 //! The attention kernels against the definition, on the emulator or a GPU.
 //!
-//! Two yardsticks. Every element obeys the error bound of the family (`attention.rs`), with the roundings that streaming
+//! Two yardsticks. Every element obeys the error bound of the family (`attention_case.rs`), with the roundings that streaming
 //! and bf16 add. And a bf16 tensor as a whole is no more than 2 (results) or 3 (gradients) times as far off as the
 //! plain computation with every intermediate rounded to bf16, the rule of the flash-attention tests.
 
@@ -11,7 +11,7 @@ use secateur::launch::{DropoutOperand, ElementType, Matrix as Operand, Precision
 use secateur::ops::attention::cuda;
 use secateur::ops::dropout::{AppliedDropout, Dropout, DropoutKey};
 
-use crate::attention::{Case, Results, Rounding, bits};
+use crate::attention_case::{Case, Results, Rounding, bits};
 use crate::common::{Matrix, Random, Wide};
 use crate::support::device::TestDevice;
 

@@ -38,7 +38,8 @@ struct Case {
     trace: Value,
 }
 
-/// Two budgets of bert_cls are committed; the rest is in the full reference data.
+/// Two budgets of bert_cls are committed, without the new weights, for which residuals and logits speak; the rest is in the
+/// full reference data.
 fn locate(model: &str, file: &str) -> Option<PathBuf> {
     let rel = format!("k_prune/{model}/{file}.safetensors");
     match (model, file) {

@@ -17,4 +17,5 @@ mod loading;
 mod mask_tuning;
 mod ranking;
 mod tiny;
+mod unit_masks;
 mod weight_masks;

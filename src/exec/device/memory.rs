@@ -1,9 +1,14 @@
 //! Device memory of an executor, and whether a program fits it.
+//!
+//! What a program needs is known before anything is allocated: its plan says how long the arena and the inputs are, and
+//! scratch is measured by queueing its operations. What does not fit is refused with the token budget that would.
 
+use super::DeviceExecutor;
 use crate::error::{Error, Result};
-use crate::launch::Device;
+use crate::exec::{Block, mask_words};
+use crate::launch::{Device, ElementType, Queue};
 use crate::ops::attention::cuda::MAX_HEAD_DIM;
-use crate::program::{self, Element, Extents, Op, Program};
+use crate::program::{self, Element, Extents, Op, Plan, Program};
 
 /// An allocation; none if it has no bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,4 +87,82 @@ pub fn too_large(program: &Program, capacity: &Extents) -> Option<String> {
         slot.element == Element::Float && elements > i32::MAX as usize
     };
     program.slots().find(large).map(|(_, slot)| slot.name.clone())
+}
+
+impl<D: Device> DeviceExecutor<D> {
+    /// What a program needs at `capacity`: its plan and scratch.
+    pub(super) fn measure(
+        &self,
+        program: &Program,
+        types: &[ElementType],
+        capacity: Extents,
+    ) -> (Plan, usize) {
+        let plan = Plan::with_halves(program, capacity, |slot| types[slot.index()] == ElementType::Bf16);
+        let mut queue = Queue::measuring(self.device.limits(), self.precision);
+        self.queue_all(&mut queue, program, &plan, types, &capacity);
+        (plan, queue.scratch_peak())
+    }
+
+    /// What a program of this plan needs, with `blocks` and, where told so, the bits of the weight masks.
+    pub(super) fn needs(&self, plan: &Plan, scratch: usize, blocks: &[Block], bits: bool) -> Needs {
+        let missing = blocks.iter().filter(|&&block| self.blocks[block as usize].bytes == 0);
+        let floats: usize = missing.map(|block| block.stretch(&self.layout).len()).sum();
+        let words = if bits && self.masks.bytes == 0 { mask_words(&self.layout) } else { 0 };
+        Needs {
+            arena: plan.arena_len * 4,
+            scratch,
+            inputs: plan.inputs_len * 4,
+            ints: plan.ints_len * 4,
+            blocks: 4 * floats + 8 * words,
+        }
+    }
+
+    /// Bytes beyond those held: the arena and scratch are replaced when they grow.
+    fn beyond(&self, needs: &Needs) -> usize {
+        needs.arena.saturating_sub(self.arena.bytes)
+            + needs.scratch.saturating_sub(self.scratch.bytes)
+            + needs.inputs
+            + needs.ints
+            + needs.blocks
+    }
+
+    /// Fails if the program would not fit, naming the token budget that would.
+    pub(super) fn check_memory(
+        &self,
+        program: &Program,
+        types: &[ElementType],
+        capacity: Extents,
+        needs: &Needs,
+        (blocks, bits): (&[Block], bool),
+    ) -> Result<()> {
+        let Some(free) = self.device.free_bytes()? else { return Ok(()) };
+        let available = usable(free);
+        let needed = self.beyond(needs);
+        if needed <= available {
+            return Ok(());
+        }
+        let fits = |tokens: usize| {
+            let smaller = Extents {
+                tokens,
+                sequences: capacity.sequences.min(tokens),
+                targets: capacity.targets.min(tokens),
+                longest: capacity.longest.min(tokens),
+                ..capacity
+            };
+            let (plan, scratch) = self.measure(program, types, smaller);
+            self.beyond(&self.needs(&plan, scratch, blocks, bits)) <= available
+        };
+        let (mut low, mut high) = (0, capacity.tokens);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        Err(Error::OutOfMemory {
+            program: program.name().into(),
+            device: self.device.name().into(),
+            needed,
+            free,
+            fitting: (low > 0).then_some(low),
+        })
+    }
 }

@@ -11,22 +11,21 @@ mod pieces;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod types;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::bf16;
-
 use self::binding::{Addresses, Binding};
-use self::memory::{Memory, Needs};
+use self::memory::Memory;
 use self::pieces::PieceTables;
 use super::{Block, Executor, ProgramId, blocks_of, check_mask_words, mask_words};
 use crate::error::{Error, Result};
-use crate::launch::{Device, ElementType, FactorType, Matrix, Precision, Queue, Recording};
+use crate::launch::{Device, ElementType, FactorType, Precision, Queue, Recording};
 use crate::ops::attention::cuda::MAX_HEAD_DIM;
-use crate::program::{Element, Extents, Op, ParameterLayout, Plan, Program, SlotId, Storage};
+use crate::program::{Extents, Op, ParameterLayout, Plan, Program, SlotId};
 
 struct Prepared {
     program: Arc<Program>,
@@ -112,14 +111,6 @@ impl<D: Device> DeviceExecutor<D> {
         }
     }
 
-    /// What a program needs at `capacity`: its plan and scratch.
-    fn measure(&self, program: &Program, types: &[ElementType], capacity: Extents) -> (Plan, usize) {
-        let plan = Plan::with_halves(program, capacity, |slot| types[slot.index()] == ElementType::Bf16);
-        let mut queue = Queue::measuring(self.device.limits(), self.precision);
-        self.queue_all(&mut queue, program, &plan, types, &capacity);
-        (plan, queue.scratch_peak())
-    }
-
     /// Queues all of a program for a batch of `extents`, over stand-ins for its memory.
     fn queue_all(
         &self,
@@ -136,68 +127,6 @@ impl<D: Device> DeviceExecutor<D> {
             dispatch::dispatch(op, &binding, pieces, queue);
             queue.end_operation();
         }
-    }
-
-    fn needs(&self, plan: &Plan, scratch: usize, blocks: &[Block], bits: bool) -> Needs {
-        let missing = blocks.iter().filter(|&&block| self.blocks[block as usize].bytes == 0);
-        let floats: usize = missing.map(|block| block.stretch(&self.layout).len()).sum();
-        let words = if bits && self.masks.bytes == 0 { mask_words(&self.layout) } else { 0 };
-        Needs {
-            arena: plan.arena_len * 4,
-            scratch,
-            inputs: plan.inputs_len * 4,
-            ints: plan.ints_len * 4,
-            blocks: 4 * floats + 8 * words,
-        }
-    }
-
-    /// Bytes beyond those held: the arena and scratch are replaced when they grow.
-    fn beyond(&self, needs: &Needs) -> usize {
-        needs.arena.saturating_sub(self.arena.bytes)
-            + needs.scratch.saturating_sub(self.scratch.bytes)
-            + needs.inputs
-            + needs.ints
-            + needs.blocks
-    }
-
-    /// Fails if the program would not fit, naming the token budget that would.
-    fn check_memory(
-        &self,
-        program: &Program,
-        types: &[ElementType],
-        capacity: Extents,
-        needs: &Needs,
-        (blocks, bits): (&[Block], bool),
-    ) -> Result<()> {
-        let Some(free) = self.device.free_bytes()? else { return Ok(()) };
-        let usable = memory::usable(free);
-        let needed = self.beyond(needs);
-        if needed <= usable {
-            return Ok(());
-        }
-        let fits = |tokens: usize| {
-            let smaller = Extents {
-                tokens,
-                sequences: capacity.sequences.min(tokens),
-                targets: capacity.targets.min(tokens),
-                longest: capacity.longest.min(tokens),
-                ..capacity
-            };
-            let (plan, scratch) = self.measure(program, types, smaller);
-            self.beyond(&self.needs(&plan, scratch, blocks, bits)) <= usable
-        };
-        let (mut low, mut high) = (0, capacity.tokens);
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if fits(middle) { low = middle } else { high = middle }
-        }
-        Err(Error::OutOfMemory {
-            program: program.name().into(),
-            device: self.device.name().into(),
-            needed,
-            free,
-            fitting: (low > 0).then_some(low),
-        })
     }
 
     fn forget_recordings(&mut self) -> Result<()> {
@@ -280,93 +209,6 @@ impl<D: Device> DeviceExecutor<D> {
             dispatch::dispatch(op, &binding, pieces, &mut self.queue);
             self.queue.end_operation();
             ends.push(self.queue.steps().len());
-        }
-        Ok(())
-    }
-
-    /// A float slot at the planned capacity.
-    fn slot(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Matrix> {
-        let prepared = &self.programs[id.0];
-        let description = prepared.program.slot(slot);
-        if description.element == Element::Int {
-            return Err(Error::shape(&description.name, "is an integer slot"));
-        }
-        let binding = Binding {
-            program: &prepared.program,
-            plan: &prepared.plan,
-            types: &prepared.types,
-            extents,
-            addresses: self.addresses(prepared),
-        };
-        Ok(binding.matrix(slot))
-    }
-
-    fn write_with(
-        &mut self,
-        id: ProgramId,
-        slot: SlotId,
-        len: usize,
-        at: impl Fn(usize) -> f32,
-    ) -> Result<()> {
-        let prepared = &self.programs[id.0];
-        let capacity = prepared.plan.capacity;
-        let description = prepared.program.slot(slot).clone();
-        let matrix = self.slot(id, slot, &capacity)?;
-        let cols = matrix.cols;
-        if !len.is_multiple_of(cols.max(1)) || len > matrix.rows * cols {
-            let message = format!("{len} values do not fill up to {} rows of {cols}", matrix.rows);
-            return Err(Error::shape(&description.name, message));
-        }
-        let rows = len.checked_div(cols).unwrap_or(0);
-        let alias = matches!(description.storage, Storage::Alias { .. });
-        // Padding belongs to the slot and is written with it; what stands beside an alias does not.
-        let stride = if alias { cols } else { matrix.ld };
-        let mut bytes = Vec::with_capacity(rows * stride * matrix.element.bytes());
-        for row in 0..rows {
-            for col in 0..stride {
-                let value = if col < cols { at(row * cols + col) } else { 0.0 };
-                match matrix.element {
-                    ElementType::F32 => bytes.extend(value.to_le_bytes()),
-                    ElementType::Bf16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
-                }
-            }
-        }
-        if alias {
-            for (row, data) in bytes.chunks_exact(stride * matrix.element.bytes()).enumerate() {
-                self.device
-                    .upload(matrix.address + (row * matrix.ld * matrix.element.bytes()) as u64, data)?;
-            }
-        } else {
-            self.device.upload(matrix.address, &bytes)?;
-        }
-        if matches!(description.storage, Storage::Parameter(_)) {
-            self.shadow_is_stale = true;
-        }
-        Ok(())
-    }
-
-    fn read_with(
-        &self,
-        id: ProgramId,
-        slot: SlotId,
-        extents: &Extents,
-        mut put: impl FnMut(f32),
-    ) -> Result<()> {
-        let matrix = self.slot(id, slot, extents)?;
-        if matrix.is_empty() {
-            return Ok(());
-        }
-        let size = matrix.element.bytes();
-        let mut bytes = vec![0u8; ((matrix.rows - 1) * matrix.ld + matrix.cols) * size];
-        self.device.download(matrix.address, &mut bytes)?;
-        for row in bytes.chunks(matrix.ld * size) {
-            for value in row[..matrix.cols * size].chunks_exact(size) {
-                put(match *value {
-                    [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-                    [a, b] => bf16::from_le_bytes([a, b]).to_f32(),
-                    _ => unreachable!("elements have two or four bytes"),
-                });
-            }
         }
         Ok(())
     }
@@ -459,17 +301,7 @@ impl<D: Device> Executor for DeviceExecutor<D> {
     }
 
     fn write(&mut self, id: ProgramId, slot: SlotId, data: &[f32]) -> Result<()> {
-        let (program, capacity) = (&self.programs[id.0].program, self.programs[id.0].plan.capacity);
-        if program.slot(slot).storage == Storage::Input {
-            let matrix = self.slot(id, slot, &capacity)?;
-            let whole =
-                data.len().is_multiple_of(matrix.cols.max(1)) && data.len() <= matrix.rows * matrix.cols;
-            // Candidates of contrastive losses are tens of megabytes a step: rows without padding go as they are.
-            if whole && matrix.element == ElementType::F32 && matrix.ld == matrix.cols {
-                return self.device.upload(matrix.address, bytemuck::cast_slice(data));
-            }
-        }
-        self.write_with(id, slot, data.len(), |i| data[i])
+        self.write_floats(id, slot, data)
     }
 
     fn write_wide(&mut self, id: ProgramId, slot: SlotId, data: &[f64]) -> Result<()> {
@@ -477,15 +309,7 @@ impl<D: Device> Executor for DeviceExecutor<D> {
     }
 
     fn write_ints(&mut self, id: ProgramId, slot: SlotId, data: &[i32]) -> Result<()> {
-        let prepared = &self.programs[id.0];
-        let description = prepared.program.slot(slot);
-        let capacity = prepared.plan.capacity.of(description.rows) * description.cols;
-        if description.element != Element::Int || data.len() > capacity {
-            let message = format!("{} integers do not fit {capacity}", data.len());
-            return Err(Error::shape(&description.name, message));
-        }
-        let address = prepared.ints.address + prepared.plan.place(slot).offset as u64 * 4;
-        self.device.upload(address, bytemuck::cast_slice(data))
+        self.write_integers(id, slot, data)
     }
 
     fn run_range(&mut self, id: ProgramId, range: Range<usize>, extents: &Extents) -> Result<()> {
@@ -532,21 +356,7 @@ impl<D: Device> Executor for DeviceExecutor<D> {
     }
 
     fn read(&self, id: ProgramId, slot: SlotId, extents: &Extents, out: &mut Vec<f32>) -> Result<()> {
-        out.clear();
-        let matrix = self.slot(id, slot, extents)?;
-        if matrix.element != ElementType::F32 || matrix.is_empty() {
-            return self.read_with(id, slot, extents, |value| out.push(value));
-        }
-        // Similarities are tens of megabytes: straight to where they are wanted, then closed up over the padding.
-        out.resize((matrix.rows - 1) * matrix.ld + matrix.cols, 0.0);
-        self.device.download(matrix.address, bytemuck::cast_slice_mut(out))?;
-        if matrix.ld > matrix.cols {
-            for row in 1..matrix.rows {
-                out.copy_within(row * matrix.ld..row * matrix.ld + matrix.cols, row * matrix.cols);
-            }
-            out.truncate(matrix.rows * matrix.cols);
-        }
-        Ok(())
+        self.read_floats(id, slot, extents, out)
     }
 
     fn read_wide(&self, id: ProgramId, slot: SlotId, extents: &Extents) -> Result<Vec<f64>> {

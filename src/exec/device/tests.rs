@@ -12,7 +12,7 @@ use crate::data::random::{Purpose, Stream};
 use crate::launch::kernels::MODULES;
 use crate::launch::{DeviceLimits, Step};
 use crate::model::{Architecture, EmitOptions, Head, Logits, Model, ModelConfig};
-use crate::program::{self, Mode};
+use crate::program::{self, Mode, Storage};
 
 /// A device that only counts its memory, and notes the sources that it is told to load.
 struct Counting {
