@@ -100,9 +100,10 @@ impl GlobalOptions {
         };
         if precision != Precision::F32 && matches!(device, Device::Cpu | Device::Reference) {
             let why = reason.map_or(String::new(), |reason| format!(" ({reason})"));
-            let asked = precision.name();
+            let (asked, cpu) =
+                (precision.name(), if precision == Precision::Bf16 { " or the CPU" } else { "" });
             return Err(Error::usage(format!(
-                "--precision {asked} needs a GPU; the device is {device}{why}"
+                "--precision {asked} needs a GPU{cpu}; the device is {device}{why}"
             )));
         }
         Ok((device, reason))

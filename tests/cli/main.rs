@@ -13,6 +13,7 @@ mod hostile;
 mod latency;
 mod memory;
 mod parity;
+mod precision;
 mod report;
 mod sparsify;
 mod train;

@@ -36,8 +36,8 @@ pub(super) const SIDE: usize = 2 * TILE_LANES;
 /// Words of a panel, of `SIDE` lanes, for one tile's depth.
 const PANEL_WORDS: usize = 2 * TILE_WORDS;
 
-/// Largest depth of packed panels: one of A, 32 × 512 × 2 B = 32 KiB, stays in the L1 cache while B streams past.
-const DEPTH: usize = 512;
+/// Largest depth of packed panels: one of A, 32 × 384 × 2 B = 24 KiB, stays in the L1 cache while B streams past.
+const DEPTH: usize = 384;
 /// Panels of A packed together, so that rows of a transposed A are read half a kilobyte at a time.
 const STRIPS: usize = 4;
 
