@@ -19,7 +19,7 @@ pub struct GlobalOptions {
     /// Worker threads; all logical processors if not given.
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
-    /// What computes: cpu (f32, all cores), cuda or cuda:N (an NVIDIA GPU), reference (f64, slow and obvious; for
+    /// What computes: cpu (all cores), cuda or cuda:N (an NVIDIA GPU), reference (f64, slow and obvious; for
     /// checking), emulated (the GPU's kernels without a GPU, every memory access checked; very slow). `auto` is the first
     /// GPU, or the CPU where there is none; `secateur doctor` says why there is none.
     #[arg(
