@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::Block;
-use super::host::{Binding, CpuKernels, Kernels, ReferenceKernels};
+use super::host::{CpuKernels, Kernels, ReferenceKernels};
+use super::host_binding::Binding;
 use crate::ops::dropout::{AppliedDropout, DropoutKey};
 use crate::ops::weightmask::{Gradients, Noise};
 use crate::ops::{

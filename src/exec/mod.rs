@@ -14,6 +14,7 @@ mod device;
 mod dispatch;
 mod emulated;
 mod host;
+mod host_binding;
 pub mod lockstep;
 mod memory;
 

@@ -24,6 +24,7 @@ mod cuda_similarity;
 mod device_rows;
 mod dropout;
 mod gemm;
+mod gemm_case;
 mod loss;
 mod mapping;
 mod norm;

@@ -10,6 +10,7 @@ mod block;
 mod column_sums;
 mod compiled;
 mod finish;
+mod job;
 mod kernel;
 mod pack;
 pub(in crate::ops) mod registers;
@@ -19,9 +20,9 @@ pub use column_sums::column_sums;
 use super::{Epilogue, Factors, Shape};
 use crate::ops::simd::{Level, level};
 use crate::ops::{View, ViewMut, parallel, scratch};
-use bf16::Engine;
-use block::{Compiled, Job, Method, Task};
+use block::Compiled;
 use finish::Finish;
+use job::{Job, Method, Task};
 use pack::{Operand, Positions};
 use registers::{Portable, Registers};
 
@@ -53,7 +54,7 @@ pub fn gemm_of(
     c: &mut ViewMut<f32>,
     epilogue: Epilogue<f32>,
 ) {
-    gemm_with(level(), Engine::best(), factors, a, transpose_a, b, transpose_b, c, epilogue);
+    gemm_with(level(), bf16::has_tiles(), factors, a, transpose_a, b, transpose_b, c, epilogue);
 }
 
 /// [`gemm_of`] at a given level and without matrix tiles, so that tests reach every path. Panics if the processor does not
@@ -68,12 +69,12 @@ pub fn gemm_at(
     c: &mut ViewMut<f32>,
     epilogue: Epilogue<f32>,
 ) {
-    gemm_with(with, Engine::Vectors, factors, a, transpose_a, b, transpose_b, c, epilogue);
+    gemm_with(with, false, factors, a, transpose_a, b, transpose_b, c, epilogue);
 }
 
 fn gemm_with(
     with: Level,
-    engine: Engine,
+    on_tiles: bool,
     factors: Factors,
     a: View<f32>,
     transpose_a: bool,
@@ -89,13 +90,13 @@ fn gemm_with(
     }
     let a = Operand { data: a.data().as_ptr(), ld: a.ld(), depth_contiguous: !transpose_a };
     let b = Operand { data: b.data().as_ptr(), ld: b.ld(), depth_contiguous: transpose_b };
-    let rounding = (factors == Factors::Bf16).then_some(engine);
+    let bf16 = (factors == Factors::Bf16).then_some(Method::Bf16 { on_tiles });
     match with {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => product::<registers::Avx512>(rounding, shape, a, b, c, epilogue),
+        Level::Avx512 => product::<registers::Avx512>(bf16, shape, a, b, c, epilogue),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => product::<registers::Avx2>(rounding, shape, a, b, c, epilogue),
-        _ => product::<Portable>(rounding, shape, a, b, c, epilogue),
+        Level::Avx2 => product::<registers::Avx2>(bf16, shape, a, b, c, epilogue),
+        _ => product::<Portable>(bf16, shape, a, b, c, epilogue),
     }
 }
 
@@ -111,7 +112,7 @@ fn with_live<R>(mask: Option<&[f32]>, body: impl FnOnce(Option<&[u32]>) -> R) ->
 }
 
 fn product<S: Compiled>(
-    rounding: Option<Engine>,
+    rounded: Option<Method>,
     shape: Shape,
     a: Operand,
     b: Operand,
@@ -121,12 +122,12 @@ fn product<S: Compiled>(
     let computed = epilogue.neuron_mask.filter(|_| !epilogue.compute_masked);
     let inner = epilogue.inner_mask;
     with_live(computed, |columns| {
-        with_live(inner, |depth| masked_product::<S>(rounding, shape, a, b, c, epilogue, columns, depth));
+        with_live(inner, |depth| masked_product::<S>(rounded, shape, a, b, c, epilogue, columns, depth));
     });
 }
 
 fn masked_product<S: Compiled>(
-    rounding: Option<Engine>,
+    rounded: Option<Method>,
     shape: Shape,
     a: Operand,
     b: Operand,
@@ -138,8 +139,8 @@ fn masked_product<S: Compiled>(
     let Shape { m, n, k } = shape;
     let depth = live_depth.map_or(k, <[u32]>::len);
     let columns = live_columns.map_or(n, <[u32]>::len);
-    let method = if let Some(engine) = rounding {
-        Method::Bf16(engine)
+    let method = if let Some(method) = rounded {
+        method
     } else if a.depth_contiguous && b.depth_contiguous && m.min(n) <= THIN && live_depth.is_none() {
         Method::Dots
     } else if !b.depth_contiguous && m <= THICK && live_columns.is_none() && live_depth.is_none() {

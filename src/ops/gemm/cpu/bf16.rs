@@ -19,7 +19,7 @@ mod amx;
 mod pack;
 mod vector;
 
-use super::block::{Job, PANELS, grow};
+use super::job::{Job, PANELS, grow};
 use super::pack::Positions;
 use super::registers::Registers;
 use pack::{Order, pack};
@@ -41,30 +41,12 @@ const DEPTH: usize = 384;
 /// Panels of A packed together, so that rows of a transposed A are read half a kilobyte at a time.
 const STRIPS: usize = 4;
 
-/// What multiplies the tiles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Engine {
-    /// The tile instructions.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    Amx,
-    /// Vector registers, in the order of the tile instructions.
-    Vectors,
-}
-
-impl Engine {
-    /// The tiles if this process may use them.
-    pub(super) fn best() -> Engine {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if amx::available() {
-            return Engine::Amx;
-        }
-        Engine::Vectors
-    }
-}
-
 /// Whether products of bf16 factors run on the processor's matrix tiles. Else they are slower than products of f32.
 pub fn has_tiles() -> bool {
-    Engine::best() != Engine::Vectors
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    return amx::available();
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    return false;
 }
 
 /// `C[32, 32] (+)= A_panel · B_panel`.
@@ -87,10 +69,10 @@ struct Block {
 /// One block column of a task: all of depth, all rows.
 ///
 /// # Safety
-/// As for [`super::block::run`]; `engine` is one this process has.
+/// As for [`super::block::run`]; tiles are there if they are to be used.
 #[inline(always)]
 pub(super) unsafe fn tiles<S: Registers>(
-    engine: Engine,
+    on_tiles: bool,
     job: &Job,
     rows: &Range<usize>,
     positions: &Range<usize>,
@@ -105,8 +87,8 @@ pub(super) unsafe fn tiles<S: Registers>(
     let a_block = grow(&mut buffers.0, panels(STRIPS * SIDE)).cast::<u32>();
     let b_block = grow(&mut buffers.1, panels(positions.len())).cast::<u32>();
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    // SAFETY: the engine is present.
-    let _configured = (engine == Engine::Amx).then(|| unsafe { amx::Configured::new() });
+    // SAFETY: the caller's promise.
+    let _configured = on_tiles.then(|| unsafe { amx::Configured::new() });
     let mut p = 0;
     loop {
         let slice = Positions { live: job.depth.live, range: p..(p + step).min(depth) };
@@ -132,7 +114,7 @@ pub(super) unsafe fn tiles<S: Registers>(
                             ldc: job.ldc,
                             resume: p > 0 || job.accumulate,
                         };
-                        block_of::<S>(engine, &block, count, SIDE.min(positions.len() - j));
+                        block_of::<S>(on_tiles, &block, count, SIDE.min(positions.len() - j));
                     }
                 }
                 if last {
@@ -152,9 +134,9 @@ pub(super) unsafe fn tiles<S: Registers>(
 /// Multiplies one block, of which only `rows × columns` lie inside C.
 ///
 /// # Safety
-/// The panels hold what [`Block`] says, C the rows and columns; the engine is present.
+/// The panels hold what [`Block`] says, C the rows and columns; tiles are there if they are to be used.
 #[inline(always)]
-unsafe fn block_of<S: Registers>(engine: Engine, block: &Block, rows: usize, columns: usize) {
+unsafe fn block_of<S: Registers>(on_tiles: bool, block: &Block, rows: usize, columns: usize) {
     // SAFETY: the caller's promises; the copy has a whole block.
     unsafe {
         // The next block's part of C comes from memory: asked for now, it is there when this one is done.
@@ -164,7 +146,7 @@ unsafe fn block_of<S: Registers>(engine: Engine, block: &Block, rows: usize, col
             S::prefetch_to_write(next.wrapping_add(TILE_LANES));
         }
         if rows == SIDE && columns == SIDE {
-            return multiply::<S>(engine, block);
+            return multiply::<S>(on_tiles, block);
         }
         let mut whole = [0.0; SIDE * SIDE];
         if block.resume {
@@ -173,7 +155,7 @@ unsafe fn block_of<S: Registers>(engine: Engine, block: &Block, rows: usize, col
                 std::ptr::copy_nonoverlapping(from, whole.as_mut_ptr().add(i * SIDE), columns);
             }
         }
-        multiply::<S>(engine, &Block { c: whole.as_mut_ptr(), ldc: SIDE, ..*block });
+        multiply::<S>(on_tiles, &Block { c: whole.as_mut_ptr(), ldc: SIDE, ..*block });
         for i in 0..rows {
             let to = block.c.add(i * block.ldc);
             std::ptr::copy_nonoverlapping(whole.as_ptr().add(i * SIDE), to, columns);
@@ -184,13 +166,14 @@ unsafe fn block_of<S: Registers>(engine: Engine, block: &Block, rows: usize, col
 /// # Safety
 /// As for [`block_of`], with a whole block of C.
 #[inline(always)]
-unsafe fn multiply<S: Registers>(engine: Engine, block: &Block) {
+unsafe fn multiply<S: Registers>(on_tiles: bool, block: &Block) {
     // SAFETY: the caller's promises.
     unsafe {
-        match engine {
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Engine::Amx => amx::multiply(block),
-            Engine::Vectors => vector::multiply::<S>(block),
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if on_tiles {
+            return amx::multiply(block);
         }
+        debug_assert!(!on_tiles);
+        vector::multiply::<S>(block);
     }
 }

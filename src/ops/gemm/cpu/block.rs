@@ -5,11 +5,10 @@
 //! finished elements is at hand for the epilogue. C itself holds the sums between blocks of depth.
 
 use super::bf16;
-use super::finish::Finish;
+use super::job::{Job, Method, PANELS, Task, grow};
 use super::kernel::{DOT_COLUMNS, Dots, Tile};
-use super::pack::{Operand, Panels, Positions, pack};
+use super::pack::{Panels, Positions, pack};
 use super::registers::Registers;
-use std::cell::Cell;
 use std::ops::Range;
 
 /// Largest depth of a block: a panel of A, 8 × 384 × 4 B = 12 KiB, stays in the L1 cache while B streams past.
@@ -41,79 +40,6 @@ pub(super) trait Compiled: Registers {
     unsafe fn run(job: &Job, task: &Task);
 }
 
-/// How a product is computed; depends on nothing but its shape, layout and masks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Method {
-    /// Pack panels of A and of B.
-    Packed,
-    /// Pack panels of A, read B in place: few rows, rows of op(B) contiguous.
-    Direct,
-    /// Dot products of rows of A and columns of B in place: few rows or columns, both contiguous over k.
-    Dots,
-    /// Pack both operands rounded to bf16.
-    Bf16(bf16::Engine),
-}
-
-/// A product, as all its tasks see it.
-pub(super) struct Job<'a> {
-    pub method: Method,
-    pub a: Operand,
-    pub b: Operand,
-    /// First element of C.
-    pub c: *mut f32,
-    /// Leading dimension of C.
-    pub ldc: usize,
-    /// Columns of C.
-    pub n: usize,
-    /// Live k.
-    pub depth: Positions<'a>,
-    /// Live columns in rising order, `None`: all.
-    pub live: Option<&'a [u32]>,
-    /// Start from what C holds.
-    pub accumulate: bool,
-    pub finish: Finish<'a>,
-}
-
-// SAFETY: the pointers lead to operands that nobody writes during the product, and to C and the preactivation, of which
-// tasks touch disjoint rectangles.
-unsafe impl Sync for Job<'_> {}
-
-/// A rectangle of C.
-#[derive(Clone, Debug)]
-pub(super) struct Task {
-    pub rows: Range<usize>,
-    /// Positions among the live columns.
-    pub columns: Range<usize>,
-}
-
-impl<'a> Job<'a> {
-    /// The columns of C that belong to a range of live ones; dead columns go with the live one before them.
-    fn span(&self, positions: &Range<usize>) -> (Range<usize>, Option<&'a [u32]>) {
-        let Some(live) = self.live else { return (positions.clone(), None) };
-        let start = if positions.start == 0 { 0 } else { live[positions.start] as usize };
-        let end = live.get(positions.end).map_or(self.n, |&column| column as usize);
-        (start..end, Some(&live[positions.clone()]))
-    }
-}
-
-/// A cache line; makes the buffers aligned.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-pub(super) struct Line(#[expect(dead_code, reason = "only its address is used")] [f32; 16]);
-
-thread_local! {
-    /// Packed panels; grown to the largest block seen, so a training step allocates only the first time.
-    pub(super) static PANELS: Cell<(Vec<Line>, Vec<Line>)> = const { Cell::new((Vec::new(), Vec::new())) };
-}
-
-pub(super) fn grow(buffer: &mut Vec<Line>, elements: usize) -> *mut f32 {
-    let lines = elements.div_ceil(16);
-    if buffer.len() < lines {
-        buffer.resize(lines, Line([0.0; 16]));
-    }
-    buffer.as_mut_ptr().cast()
-}
-
 /// Computes one task.
 ///
 /// # Safety
@@ -141,7 +67,9 @@ pub(super) unsafe fn run<S: Compiled>(job: &Job, task: &Task) {
         unsafe {
             match job.method {
                 Method::Dots => dot_products::<S>(job, &task.rows, &positions, &columns),
-                Method::Bf16(engine) => bf16::tiles::<S>(engine, job, &task.rows, &positions, &columns),
+                Method::Bf16 { on_tiles } => {
+                    bf16::tiles::<S>(on_tiles, job, &task.rows, &positions, &columns);
+                }
                 Method::Packed | Method::Direct => tiles::<S>(job, &task.rows, &positions, &columns),
             }
         }

@@ -1,6 +1,7 @@
 //! The generic kernels, compiled once for each level.
 
-use super::block::{self, Compiled, Job, Task};
+use super::block::{self, Compiled};
+use super::job::{Job, Task};
 use super::kernel::{self, Dots, Tile};
 use super::registers::Portable;
 #[cfg(target_arch = "x86_64")]
