@@ -9,7 +9,7 @@ use secateur::model::{EmptySublayers, Head, HeadRequest, LayerWidths, Model};
 use secateur::prune::cap::{self, Options};
 use secateur::prune::{CostModel, UnitMasks};
 use secateur::report::RunRecord;
-use secateur::report::record::{Choice, Evaluation, Method, Size, Training};
+use secateur::report::record::{Choice, Evaluation, Feasible, Method, Size, Training};
 use secateur::session::Session;
 use secateur::train::banks::{Bank, Encoder};
 use secateur::train::contrast::{self, Contrast};
@@ -104,7 +104,7 @@ impl CapF {
         }
         let mut options = Options::new(matches!(task.kind, TaskKind::Span { .. }));
         self.contrast.resolve(&mut options.contrast, &task)?;
-        let stages = options.stages(self.keep_flops)?;
+        let stages = options.stages(self.keep_flops, &source.config.widths())?;
         let recipe = training::recipe(&self.train, usual_recipe(&task))?;
         let output = Output::create(&self.output, self.train.resume)?;
         let mut record = context.record("cap-f");
@@ -119,6 +119,7 @@ impl CapF {
         let (hidden, head_dim) = (model.config().hidden, model.config().head_dim);
         let cost = CostModel::new(hidden, head_dim, data.mean_length(), dense.clone())?;
         record.method = Some(self.describe(&options));
+        record.feasible = Some(Feasible { least: options.least(&dense), most: 1.0 });
         let folder = output.path().join(CHECKPOINTS);
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "creating"))?;
         let (keep, steps, seed) = (self.keep_flops, self.train.steps, context.seed);
@@ -148,12 +149,7 @@ impl CapF {
 
         let State { model, kept, training: trained, .. } = state;
         let kept_parameters = model.layout().total_elements() as u64;
-        record.size = Some(Size {
-            parameters_dense: parameters,
-            parameters_kept: kept_parameters,
-            bytes_dense: 4 * parameters,
-            bytes_kept: 4 * kept_parameters,
-        });
+        record.size = Some(Size::of_f32(parameters, kept_parameters));
         record.training = trained;
         let budget = cost.record(self.keep_flops, &kept)?;
         record.set_budget(&budget, &dense);

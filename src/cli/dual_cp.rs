@@ -10,7 +10,7 @@ use secateur::model::Model;
 use secateur::prune::calibrate::{self, Selection};
 use secateur::prune::dual_cp::{self, Control, OnInfeasible, Options, Search};
 use secateur::prune::{CostModel, Pruned};
-use secateur::report::record::{Calibration, Choice, Method as MethodRecord};
+use secateur::report::record::{Calibration, Choice, Feasible, Method as MethodRecord};
 use secateur::report::{Ordered, RunRecord};
 use secateur::session::Session;
 use secateur::{Error, Result};
@@ -41,6 +41,12 @@ pub fn prune(
         dual_cp::split(&cost, keep, resolved.lambda, resolved.on_infeasible).map(|_| ())
     })?;
     let resolved = Options { keep_flops: keep, ..resolved };
+    let range = dual_cp::feasible_range(&cost, resolved.lambda);
+    let least = match resolved.on_infeasible {
+        OnInfeasible::Error => range.minimum().0.max(range.shifted),
+        OnInfeasible::Shift => range.shifted,
+    };
+    record.feasible = Some(Feasible { least, most: 1.0 });
 
     let selection = select(context, options, &lengths, resolved.tokens)?;
     record.calibration = Some(Calibration {

@@ -81,8 +81,14 @@ fn open(context: &Context, record: &mut RunRecord, name: &str) -> Result<Model> 
     load::weights(context, record, &directory, name, HeadRequest::AsSaved)
 }
 
-/// One line a batch size and length; batch 1 first, by itself.
+/// One line a batch size and length; batch 1 first and by itself, since other things count there.
 pub fn summary(latencies: &[Latency], styled: bool) -> String {
+    let (single, batches): (Vec<&Latency>, Vec<&Latency>) = latencies.iter().partition(|l| l.batch == 1);
+    let tables = [single, batches].into_iter().filter(|group| !group.is_empty());
+    tables.map(|group| table(&group, styled)).collect::<Vec<_>>().join("\n")
+}
+
+fn table(latencies: &[&Latency], styled: bool) -> String {
     let compared = latencies.iter().any(|l| l.variant == "against");
     let mut heads = vec!["batch>", "tokens a row>", "median>", "95th percentile>", "runs>"];
     if compared {
@@ -98,7 +104,7 @@ pub fn summary(latencies: &[Latency], styled: bool) -> String {
             found.repeats.to_string(),
         ];
         let same =
-            |l: &&Latency| l.variant == "against" && (l.batch, l.length) == (found.batch, found.length);
+            |l: &&&Latency| l.variant == "against" && (l.batch, l.length) == (found.batch, found.length);
         if let Some(other) = latencies.iter().find(same) {
             cells.push(format::seconds(other.median));
             cells.push(format!("{:.2} ×", other.median / found.median));

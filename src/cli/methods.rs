@@ -6,9 +6,9 @@ use secateur::model::Model;
 use secateur::prune::mask_tuning::Budget;
 use secateur::prune::mask_tuning::latency::{LatencyOptions, LatencyTable};
 use secateur::prune::method::{Facts, Method, Needs};
-use secateur::prune::{CostModel, Job, Pruned};
+use secateur::prune::{CostModel, Job, Pruned, Stage};
 use secateur::report::RunRecord;
-use secateur::report::record::{Calibration, Choice, Method as MethodRecord};
+use secateur::report::record::{Calibration, Choice, Feasible, Method as MethodRecord};
 use secateur::{Error, Result};
 
 use super::context::Context;
@@ -31,25 +31,32 @@ pub fn prune(
         method.choose(name, value)?;
     }
     let facts = method.facts();
-    check_model(model, &method, facts, rows, task)?;
+    check_model(model, &method, facts, rows, task, options.stage())?;
+    if options.calibration_batch.is_some() && !facts.mini_batches {
+        let message = format!("--calibration-batch: {} takes no gradients of mini-batches", method.name());
+        return Err(Error::usage(message));
+    }
     let lengths: Vec<usize> = rows.iter().map(Example::length).collect();
     let (length, length_given) = cost_length(options, task, &lengths)?;
     let config = model.config();
     let cost = CostModel::new(config.hidden, config.head_dim, length, config.widths())?;
+    let table = measure_latency(context, &mut method, model, options)?;
     let range = method.feasible(&cost);
+    record.feasible = Some(Feasible { least: *range.start(), most: *range.end() });
+    let what = if table.is_some() { "latency" } else { "FLOPs" };
     let keep = check_budgets(context, options, |keep| {
         if range.contains(&keep) {
             return Ok(());
         }
         Err(Error::usage(format!(
-            "{} cannot keep {keep} of the FLOPs at {length:.2} tokens a row; it can keep {:.3} to {}",
+            "{} cannot keep {keep} of the {what} at {length:.2} tokens a row; it can keep {:.4} to {}",
             method.name(),
-            range.start(),
+            // Up, so that the number shown works.
+            (range.start() * 1e4).ceil() / 1e4,
             range.end()
         )))
     })?;
 
-    let table = measure_latency(context, &mut method, model, options)?;
     let drawn = draw(context, options, facts, rows.len(), length);
     let examples: Vec<Example> = drawn.iter().map(|&row| rows[row].clone()).collect();
     record.calibration = Some(Calibration {
@@ -67,7 +74,8 @@ pub fn prune(
     });
     let span = task.is_some_and(|task| matches!(task.kind, TaskKind::Span { .. }));
     let batch_rows = options.calibration_batch.map_or(if span { 12 } else { 32 }, |rows| rows as usize);
-    record.method = Some(describe(&method, &chosen, options, batch_rows, (length, length_given)));
+    let batch = facts.mini_batches.then_some(batch_rows);
+    record.method = Some(describe(&method, &chosen, options, batch, (length, length_given)));
 
     let stage = context.progress.stage("pruning", 0, "");
     let job = Job {
@@ -101,12 +109,20 @@ fn check_model(
     facts: Facts,
     rows: &[Example],
     task: Option<&Task>,
+    stage: Stage,
 ) -> Result<()> {
     let name = method.name();
-    if facts.needs >= Needs::Answers && !model.report.initialised.is_empty() {
+    if !model.report.initialised.is_empty() && (facts.needs >= Needs::Answers || stage == Stage::Post) {
         let task = task.map_or(String::new(), |task| format!(" for {}", task.name));
+        let how = match (facts.needs >= Needs::Answers, stage) {
+            (true, Stage::Post) => "looks at the answers of a fine-tuned model",
+            (true, Stage::Pre) => "looks at a model's answers, before fine-tuning too",
+            (false, _) => {
+                "prunes a fine-tuned model (or, with --stage pre, one that is fine-tuned afterwards)"
+            }
+        };
         return Err(Error::usage(format!(
-            "{name} looks at the answers of a fine-tuned model, and this one has no trained head{task}: fine-tune it first"
+            "{name} {how}, and this one has no trained head{task}: fine-tune it first"
         )));
     }
     if facts.needs >= Needs::Labels && rows.iter().any(|row| row.target == secateur::data::Target::None) {
@@ -184,21 +200,23 @@ fn describe(
     method: &Method,
     chosen: &[(String, String)],
     options: &PruneOptions,
-    batch_rows: usize,
+    batch_rows: Option<usize>,
     (length, length_given): (f64, bool),
 ) -> MethodRecord {
-    let mut choices: secateur::report::Ordered<Choice> = method
-        .choices()
+    let implied = options.method.implied(options.profile);
+    let typed = |name: &str| chosen.iter().chain(&implied).any(|(choice, _)| choice == name);
+    let choices = method.choices();
+    let mut choices: secateur::report::Ordered<Choice> = choices
         .iter()
-        .map(|(name, value)| {
-            (name, Choice { value: shortened(value), given: chosen.iter().any(|(c, _)| c == name) })
-        })
+        .map(|(name, value)| (name, Choice { value: shortened(value), given: typed(name) }))
         .collect();
     choices.set("stage", Choice { value: options.stage().name().into(), given: options.stage.is_some() });
-    let batch = Choice { value: batch_rows.to_string(), given: options.calibration_batch.is_some() };
-    choices.set("calibration-batch", batch);
+    if let Some(rows) = batch_rows {
+        let given = options.calibration_batch.is_some();
+        choices.set("calibration-batch", Choice { value: rows.to_string(), given });
+    }
     choices.set("cost-length", Choice { value: format!("{length:.4}"), given: length_given });
-    MethodRecord { name: method.name().into(), profile: value_name(&options.profile), choices }
+    MethodRecord { name: options.method.name(), profile: value_name(&options.profile), choices }
 }
 
 /// A choice as a record shows it. A latency table is thousands of numbers, and in the record's `result`.

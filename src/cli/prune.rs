@@ -5,8 +5,9 @@ use std::path::Path;
 use clap::Args;
 use secateur::data::{Example, Split, Task, TaskKind, rows};
 use secateur::model::{Head, HeadRequest, Model};
+use secateur::prune::method::Needs;
 use secateur::prune::{LayerWidths, Pruned, Stage, UnitMasks};
-use secateur::report::record::InputFile;
+use secateur::report::record::{InputFile, KeepLatency};
 use secateur::report::table::Table;
 use secateur::report::{RunRecord, format, html};
 use secateur::{Error, Result};
@@ -22,7 +23,7 @@ use super::{dual_cp, evaluate, load, methods, training};
 /// Methods that prune before fine-tuning (dual-cp and its controls) look at a pre-trained model and the task's unlabelled
 /// inputs, and write masks.json, run.json and report.html; `finetune --masks` removes what is masked and trains what is
 /// left. Methods that prune a fine-tuned model need no training afterwards, and write the small model too. --stage turns
-/// either into the other.
+/// either into the other, for methods that do not look at the answers of a trained head.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  secateur prune --model bert-base-uncased --task mrpc --data MRPC --keep-flops 0.6 --out pruned\n  \
@@ -47,11 +48,21 @@ impl Prune {
         let mut record = context.record("prune");
         let (directory, config) = load::configuration(&self.model.model)?;
         let stage = self.prune.stage();
+        let needs = self.prune.needs()?;
         let mut source = None;
         let (rows, task) = match &self.prune.calibration_inputs {
             Some(path) => {
                 record.inputs.push(InputFile::hash("calibration inputs", path)?);
                 (rows::read(path)?, None)
+            }
+            // Weights are looked at and nothing else: a task would only give the length at which FLOPs are counted.
+            None if self.task.task.is_none()
+                && self.prune.cost_length.is_some()
+                && needs == Needs::Weights =>
+            {
+                // For the small model's directory, where there is one.
+                source = load::source(&self.model.model).ok();
+                (Vec::new(), None)
             }
             None => {
                 let mut task = load::task(&self.task)?;
@@ -64,9 +75,9 @@ impl Prune {
             }
         };
         let request = match (stage, &task) {
-            (Stage::Pre, _) => HeadRequest::Task(Head::Backbone),
-            (Stage::Post, Some(task)) => HeadRequest::Task(load::head(task)),
-            (Stage::Post, None) => HeadRequest::AsSaved,
+            (Stage::Pre, _) if needs < Needs::Answers => HeadRequest::Task(Head::Backbone),
+            (_, Some(task)) => HeadRequest::Task(load::head(task)),
+            (_, None) => HeadRequest::AsSaved,
         };
         let model = load::weights(context, &mut record, &directory, &self.model.model, request)?;
         let dense = model.config().widths();
@@ -75,7 +86,7 @@ impl Prune {
         let mut records = Vec::new();
         for pruned in &results {
             let mut own = record.clone();
-            own.set_budget(&pruned.budget, &dense);
+            note(&mut own, pruned, &dense);
             let folder = folder(output.path(), &self.prune, pruned.budget.asked)?;
             pruned.masks.write_with_empty(&folder.join("masks.json"), pruned.empty)?;
             // Before fine-tuning the masks are the result; after it, or with weights that were tuned, the model is.
@@ -89,7 +100,6 @@ impl Prune {
                     source.tokenizer.save(&folder)?;
                 }
             }
-            own.result = Some(pruned.details.clone()).filter(|details| !details.is_null());
             context.finish(&mut own);
             write_report(&folder, &own, Some(&pruned.masks))?;
             records.push(own);
@@ -119,6 +129,17 @@ pub fn prune(
     }
 }
 
+/// Takes a result over into the record: budget asked and reached, what is left, and what the method has to tell.
+pub fn note(record: &mut RunRecord, pruned: &Pruned, dense: &[LayerWidths]) {
+    record.set_budget(&pruned.budget, dense);
+    let latency = |name: &str| pruned.details.get("latency")?.get(name)?.as_f64();
+    if let (Some(predicted), Some(dense)) = (latency("predicted_seconds"), latency("dense_seconds")) {
+        let (asked, predicted) = (pruned.budget.asked, predicted / dense);
+        record.set_latency(KeepLatency { asked, predicted });
+    }
+    record.result = Some(pruned.details.clone()).filter(|details| !details.is_null());
+}
+
 /// The directory of one budget: the output itself, or one of its own where there are several.
 pub fn folder(output: &Path, options: &PruneOptions, keep: f64) -> Result<std::path::PathBuf> {
     if options.budgets().len() == 1 && !options.subdirectories {
@@ -138,36 +159,66 @@ pub fn write_report(folder: &Path, record: &RunRecord, masks: Option<&UnitMasks>
     Ok(())
 }
 
-/// What was asked and reached, and what each layer keeps.
+/// What was asked and reached, what could be, and what is left of the model and of each layer.
 pub fn summary(records: &[RunRecord], styled: bool) -> String {
     let mut text = String::new();
-    let mut table = Table::new(&["keep FLOPs>", "reached>", "attention>", "FFN>", "heads>", "neurons>"]);
-    for budget in records.iter().filter_map(|record| record.budget.as_ref()) {
+    let latency = records.iter().any(|record| record.keep_latency.is_some());
+    let mut heads = if latency { vec!["keep latency>", "predicted>"] } else { vec!["keep FLOPs>"] };
+    heads.extend(["FLOPs kept>", "attention>", "FFN>", "heads>", "neurons>", "parameters>", "bytes>"]);
+    let mut table = Table::new(&heads);
+    for record in records {
+        let Some(budget) = &record.budget else { continue };
         let part = |part: &secateur::prune::cost::PartRecord| {
             format::percent(part.macs_kept / part.macs_total.max(f64::MIN_POSITIVE))
         };
-        table.row([
-            format::percent(budget.asked),
+        let mut row = match record.keep_latency {
+            Some(latency) => vec![format::percent(latency.asked), format::percent(latency.predicted)],
+            None => vec![format::percent(budget.asked)],
+        };
+        row.extend([
             format::percent(budget.reached),
             part(&budget.attention),
             part(&budget.ffn),
             format!("{} of {}", budget.attention.units_kept, budget.attention.units_total),
             format!("{} of {}", budget.ffn.units_kept, budget.ffn.units_total),
         ]);
+        row.extend(record.size.map_or([String::new(), String::new()], |size| {
+            let of = |kept: String, dense: String| format!("{kept} of {dense}");
+            [
+                of(format::count(size.parameters_kept as f64), format::count(size.parameters_dense as f64)),
+                of(format::bytes(size.bytes_kept), format::bytes(size.bytes_dense)),
+            ]
+        }));
+        table.row(row);
     }
     text.push_str(&table.render(styled));
-    if let [record] = records {
-        text.push('\n');
-        let mut table = Table::new(&["layer>", "heads>", "neurons>"]);
-        let layers: Vec<LayerWidths> = record.budget.iter().flat_map(|b| b.layers.iter().copied()).collect();
-        for (index, kept) in layers.iter().enumerate() {
-            table.row([
-                (index + 1).to_string(),
-                format!("{} of {}", kept.heads, record.heads[index]),
-                format!("{} of {}", kept.neurons, record.neurons[index]),
-            ]);
-        }
-        text.push_str(&table.render(styled));
+    if let Some(feasible) = records.iter().find_map(|record| record.feasible) {
+        let (least, most) = (format::percent(feasible.least), format::percent(feasible.most));
+        let what = if latency { "of the latency" } else { "of the FLOPs" };
+        text.push_str(&format!("the method can keep {least} to {most} {what}\n"));
     }
+    text.push('\n');
+    text.push_str(&layers(records, styled));
     text
+}
+
+/// Heads and neurons of every layer: of the dense model, and kept under each budget.
+fn layers(records: &[RunRecord], styled: bool) -> String {
+    let budgets: Vec<_> = records.iter().filter(|record| record.budget.is_some()).collect();
+    let Some(first) = budgets.first() else { return String::new() };
+    let name = |record: &&&RunRecord| {
+        let keep = record.keep_latency.map(|latency| latency.asked);
+        let keep = keep.or(record.keep_flops.map(|keep| keep.asked)).unwrap_or(1.0);
+        format!("keep {}>", format::percent(keep))
+    };
+    let heads: Vec<String> = budgets.iter().map(|record| name(&record)).collect();
+    let heads = ["layer>", "dense: heads + neurons>"].into_iter().chain(heads.iter().map(String::as_str));
+    let mut table = Table::new(&heads.collect::<Vec<_>>());
+    for layer in 0..first.heads.len() {
+        let units = |heads: &[usize], neurons: &[usize]| format!("{} + {}", heads[layer], neurons[layer]);
+        let kept = budgets.iter().map(|record| units(&record.heads_kept, &record.neurons_kept));
+        let dense = [(layer + 1).to_string(), units(&first.heads, &first.neurons)];
+        table.row(dense.into_iter().chain(kept));
+    }
+    table.render(styled)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use secateur::prune::clustering::Linkage;
 use secateur::prune::dual_cp;
+use secateur::prune::method::Needs;
 use secateur::prune::scaling::Scaling;
 use secateur::prune::{Stage, method};
 use secateur::{Error, Result};
@@ -36,7 +37,7 @@ pub enum Method {
     WeightMagnitude,
     /// The same, with what is kept scaled to imitate the dense model.
     WeightMagnitudeScale,
-    /// Neurons of the smallest outputs go, in every layer as many; heads stay.
+    /// Neurons of the smallest outputs go, all layers in one ranking; heads stay.
     OutputMagnitude,
     /// Whole layers, from the top unless chosen otherwise (Sajjad et al. 2023).
     LayerDropping,
@@ -65,23 +66,35 @@ impl Method {
         self.job(Profile::Default).map_or(Stage::Pre, |method| method.facts().stage)
     }
 
+    /// The choice a name stands for that is another method's with one choice made.
+    pub fn implied(self, profile: Profile) -> Option<(String, String)> {
+        let score = |value: &str| Some(("score".to_string(), value.to_string()));
+        match self {
+            Method::R2 => score("r2"),
+            Method::D2 => score("d2"),
+            Method::Taylor => score("taylor"),
+            Method::Fisher => score("fisher"),
+            Method::WeightMagnitudeScale => {
+                let scaling =
+                    if profile == Profile::Authors { Scaling::authors() } else { Scaling::default() };
+                Some(("scaling".into(), serde_json::to_string(&scaling).ok()?))
+            }
+            _ => None,
+        }
+    }
+
     /// The method with a profile's choices; none for Dual-CP and its controls, which have options of their own.
     pub fn job(self, profile: Profile) -> Option<method::Method> {
-        // Names that stand for another method with one choice made.
-        let score = |value: &str| Some(("score", value.to_string()));
-        let (name, choice) = match self {
-            Method::R2 => ("kcm", score("r2")),
-            Method::D2 => ("kcm", score("d2")),
-            Method::Taylor => ("importance", score("taylor")),
-            Method::Fisher => ("importance", score("fisher")),
-            Method::WeightMagnitudeScale => {
-                ("weight-magnitude", Some(("scaling", serde_json::to_string(&Scaling::default()).ok()?)))
-            }
-            _ => (&*self.name(), None),
+        let own = self.name();
+        let name = match self {
+            Method::R2 | Method::D2 => "kcm",
+            Method::Taylor | Method::Fisher => "importance",
+            Method::WeightMagnitudeScale => "weight-magnitude",
+            _ => &own,
         };
         let mut method = method::Method::named(name, profile.into())?;
-        if let Some((name, value)) = choice {
-            method.choose(name, &value).ok()?;
+        if let Some((name, value)) = self.implied(profile) {
+            method.choose(&name, &value).ok()?;
         }
         Some(method)
     }
@@ -233,6 +246,15 @@ impl PruneOptions {
         }
     }
 
+    /// What the method looks at with the choices made. Dual-CP and its controls look at inputs.
+    pub fn needs(&self) -> Result<Needs> {
+        let Some(mut method) = self.method.job(self.profile) else { return Ok(Needs::Inputs) };
+        for (name, value) in self.choose.iter().filter_map(|choice| choice.split_once('=')) {
+            method.choose(name, value)?;
+        }
+        Ok(method.facts().needs)
+    }
+
     /// Before or after fine-tuning.
     pub fn stage(&self) -> Stage {
         self.stage.map_or(self.method.stage(), Into::into)
@@ -274,8 +296,8 @@ pub struct PruneOptions {
     /// untuned), or ridge (solve again with more damping).
     #[arg(long, value_name = "skip|break|ridge")]
     pub on_reject: Option<String>,
-    /// Keep neurons of a layer at multiples of N, which wide products like, for the methods that rank neurons. Short for
-    /// --choose round-to=N.
+    /// Keep neurons of a layer at multiples of N, which wide products like: mask-tuning, kcm, weight-magnitude and
+    /// output-magnitude. Short for --choose round-to=N.
     #[arg(long, value_name = "N")]
     pub round_to: Option<usize>,
     /// Leave budgets out that the method cannot reach, and say so, in place of failing.
@@ -321,7 +343,8 @@ pub struct PruneOptions {
     #[arg(long, value_name = "FILE", requires = "calibration_inputs")]
     pub token_indices: Option<PathBuf>,
     /// Sequence length T at which FLOPs are counted; may be fractional. Default: the mean length of the rows read, or
-    /// the published value of the task with the profiles `paper` and `authors`.
+    /// the published value of the task with the profiles `paper` and `authors`. Methods that look at weights alone
+    /// (random-units, weight-magnitude, layers by position) need no --task where this is given.
     #[arg(long, value_name = "TOKENS")]
     pub cost_length: Option<f64>,
 }

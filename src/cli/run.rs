@@ -115,8 +115,7 @@ impl Run {
         for (index, pruned) in results.iter().enumerate() {
             let budget = &pruned.budget;
             let mut own = record.clone();
-            own.set_budget(budget, &widths);
-            own.result = Some(pruned.details.clone()).filter(|details| !details.is_null());
+            prune::note(&mut own, pruned, &widths);
             let variant = match results.len() {
                 1 => method.clone(),
                 _ => format!("{method} {}", budget.asked),

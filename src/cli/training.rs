@@ -140,8 +140,9 @@ pub fn compact(
     let stage = context.progress.stage("compaction", 0, "");
     let compact = model.compact(masks, empty)?;
     note_size(record, model, &compact);
-    // Without its bias a sublayer is another function than the masked one: there is nothing to prove.
-    if empty != EmptySublayers::KeepBias {
+    // Without its bias a sublayer is another function than the masked one: there is nothing to prove. Methods that look
+    // at no rows may have none to compare on.
+    if empty != EmptySublayers::KeepBias || examples.is_empty() {
         return Ok(compact);
     }
     let batch = proof_rows(model, examples)?;
@@ -205,12 +206,7 @@ pub fn apply(
 
 fn note_size(record: &mut RunRecord, model: &Model, compact: &Model) {
     let parameters = |model: &Model| model.layout().total_elements() as u64;
-    record.size = Some(Size {
-        parameters_dense: parameters(model),
-        parameters_kept: parameters(compact),
-        bytes_dense: 4 * parameters(model),
-        bytes_kept: 4 * parameters(compact),
-    });
+    record.size = Some(Size::of_f32(parameters(model), parameters(compact)));
 }
 
 /// Gives a classifier the task's class names.

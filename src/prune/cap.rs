@@ -46,12 +46,29 @@ impl Options {
         Options { step: 0.1, normalise: true, least_heads: 1, contrast, distillation }
     }
 
-    /// Fractions of the units left after each step down to `keep`. Fails where `keep` is not between 0 and 1.
-    pub fn stages(&self, keep: f64) -> Result<Vec<f64>> {
+    /// The smallest fraction to keep of a model of these widths: the heads that stay in every layer.
+    pub fn least(&self, dense: &[LayerWidths]) -> f64 {
+        let heads: usize = dense.iter().map(|layer| layer.heads).sum();
+        let stay: usize = dense.iter().map(|layer| layer.heads.min(self.least_heads)).sum();
+        stay as f64 / heads.max(1) as f64
+    }
+
+    /// Fractions of the units left after each step down to `keep`. Fails where `keep` is not between 0 and 1, or below
+    /// [`Options::least`].
+    pub fn stages(&self, keep: f64, dense: &[LayerWidths]) -> Result<Vec<f64>> {
         if !(keep > 0.0 && keep < 1.0) {
             return Err(Error::usage(format!(
                 "the fraction to keep must be above 0 and below 1, not {keep}"
             )));
+        }
+        let least = self.least(dense);
+        if keep + 1e-9 < least {
+            return Err(Error::Infeasible {
+                method: "cap-f".into(),
+                asked: keep,
+                minimum: (least * 1e4).ceil() / 1e4,
+                reason: "the best head of every layer stays".into(),
+            });
         }
         let whole = (1..).map(|step| 1.0 - self.step * f64::from(step));
         // A step that would end a rounding above the last is the last.
@@ -155,7 +172,8 @@ mod tests {
 
     #[test]
     fn a_tenth_goes_at_a_time_and_the_last_step_ends_where_asked() {
-        let stages = |keep| Options::new(false).stages(keep).unwrap();
+        let dense = [LayerWidths { heads: 12, neurons: 100 }; 3];
+        let stages = |keep| Options::new(false).stages(keep, &dense).unwrap();
         let close = |found: Vec<f64>, expected: &[f64]| {
             assert_eq!(found.len(), expected.len(), "{found:?}");
             found.iter().zip(expected).for_each(|(a, b)| assert!((a - b).abs() < 1e-12, "{found:?}"));
@@ -165,8 +183,13 @@ mod tests {
         close(stages(0.95), &[0.95]);
         assert_eq!(stages(0.1).len(), 9);
         for keep in [0.0, 1.0, -0.5, f64::NAN] {
-            assert!(Options::new(false).stages(keep).is_err(), "{keep}");
+            assert!(Options::new(false).stages(keep, &dense).is_err(), "{keep}");
         }
+        // Of three layers of four heads, three heads stay: a quarter.
+        let narrow = [LayerWidths { heads: 4, neurons: 100 }; 3];
+        assert!(Options::new(false).stages(0.25, &narrow).is_ok());
+        let error = Options::new(false).stages(0.24, &narrow).unwrap_err();
+        assert!(matches!(error, Error::Infeasible { minimum, .. } if minimum == 0.25), "{error}");
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub struct LsmrOptions {
     pub btol: f64,
     /// Stops when the estimated condition number of the damped matrix exceeds this; 0 is never.
     pub conlim: f64,
-    /// Most iterations; `None` is min(rows, columns).
+    /// Most iterations; `None` is min(rows, columns). Not a choice of a method: those limit iterations by the unknowns.
+    #[serde(skip)]
     pub max_iterations: Option<usize>,
 }
 

@@ -65,6 +65,8 @@ pub struct Facts {
     pub needs: Needs,
     /// Calibration rows.
     pub rows: Rows,
+    /// Whether it takes gradients of means over mini-batches, of a size that can be chosen.
+    pub mini_batches: bool,
     /// Whether the released code draws rows with replacement.
     pub authors_replace: bool,
     /// Who published it, in a line.
@@ -217,34 +219,42 @@ macro_rules! methods {
 }
 
 const fn facts(stage: Stage, needs: Needs, rows: usize, source: &'static str) -> Facts {
-    Facts { stage, needs, rows: Rows::Count(rows), authors_replace: false, source }
+    Facts { stage, needs, rows: Rows::Count(rows), mini_batches: false, authors_replace: false, source }
 }
 
 methods! {
     /// KCM: representative ranking and data-driven ranking of neurons.
     Kcm, "kcm", super::kcm::Options, super::kcm,
-        |_: &super::kcm::Options| facts(Stage::Post, Needs::Inputs, 2000, "KCM (Nova, Dai and Schuurmans, ICML 2023)");
+        |options: &super::kcm::Options| facts(Stage::Post, options.needs(), 2000, "KCM (Nova, Dai and Schuurmans, ICML 2023)");
     /// Neurons by the magnitude of their weights.
     WeightMagnitude, "weight-magnitude", super::weight_magnitude::Options, super::weight_magnitude,
-        |_: &super::weight_magnitude::Options| facts(Stage::Post, Needs::Inputs, 2000, "Li et al. 2016, as KCM compares it");
+        |options: &super::weight_magnitude::Options| {
+            let needs = if options.scaling.is_some() { Needs::Inputs } else { Needs::Weights };
+            facts(Stage::Post, needs, 2000, "Li et al. 2017, as KCM compares it")
+        };
     /// Neurons by the magnitude of their outputs.
     OutputMagnitude, "output-magnitude", super::output_magnitude::Options, super::output_magnitude,
         |_: &super::output_magnitude::Options| facts(Stage::Post, Needs::Inputs, 2000, "as KCM compares it");
     /// Whole layers.
     LayerDropping, "layer-dropping", super::layer_dropping::Options, super::layer_dropping,
-        |_: &super::layer_dropping::Options| facts(Stage::Pre, Needs::Inputs, 2000, "Sajjad et al. 2023");
+        |options: &super::layer_dropping::Options| {
+            let contribution = options.strategy == super::layer_dropping::Strategy::Contribution;
+            let needs = if contribution { Needs::Inputs } else { Needs::Weights };
+            facts(Stage::Pre, needs, 2000, "Sajjad et al. 2023")
+        };
     /// Units by the first or second moment of their mask gradients.
     Importance, "importance", super::importance::Options, super::importance,
-        |_: &super::importance::Options| facts(Stage::Post, Needs::Labels, 2048, "Taylor: Molchanov et al. 2017; Fisher: the diagonal of Mask-Tuning's");
+        |options: &super::importance::Options| Facts { mini_batches: !options.by_row, ..facts(Stage::Post, Needs::Labels, 2048, "Taylor: Molchanov et al. 2017; Fisher: the diagonal of Mask-Tuning's") };
     /// Mask-Tuning: Fisher search, rearrangement, rescaling.
     MaskTuning, "mask-tuning", super::mask_tuning::Options, super::mask_tuning,
-        |_: &super::mask_tuning::Options| Facts { authors_replace: true, ..facts(Stage::Post, Needs::Labels, 2048, "Kwon et al., NeurIPS 2022") };
+        |options: &super::mask_tuning::Options| Facts { authors_replace: true, mini_batches: options.uses_mini_batches(), ..facts(Stage::Post, Needs::Labels, 2048, "Kwon et al., NeurIPS 2022") };
     /// K-prune: knowledge measurement, mask search and weight tuning, sublayer by sublayer.
     KPrune, "k-prune", super::k_prune::Options, super::k_prune,
         |options: &super::k_prune::Options| Facts {
             stage: Stage::Post,
             needs: Needs::Answers,
             rows: Rows::Tokens(options.tokens),
+            mini_batches: true,
             authors_replace: true,
             source: "Park, Choi and Kang, ICLR 2024",
         };

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Before or after fine-tuning. Every method works at either stage: a pre-trained model has activations and weights to
-/// rank, and one that is fine-tuned can be pruned again. What differs is what a method was published for.
+/// Before or after fine-tuning. A pre-trained model has activations and weights to rank, so methods that look at no more
+/// work at either stage. Those that look at answers need a head that gives some: before fine-tuning a language model has
+/// one, a classifier has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {

@@ -32,6 +32,7 @@ fn scaled(value: f64, units: &[&str]) -> String {
 /// "0.42 s", "12.3 s", "3 min 05 s", "2 h 14 min".
 pub fn seconds(value: f64) -> String {
     match value {
+        v if v < 0.000_995 => format!("{:.0} µs", v * 1e6),
         v if v < 0.0995 => format!("{:.1} ms", v * 1e3),
         v if v < 9.995 => format!("{v:.2} s"),
         v if v < 59.95 => format!("{v:.1} s"),

@@ -63,6 +63,12 @@ pub struct RunRecord {
     /// Fraction of FLOPs to keep, asked and reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_flops: Option<KeepFlops>,
+    /// Fraction of the dense model's latency to keep, where that is the budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_latency: Option<KeepLatency>,
+    /// Budgets that the method can reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feasible: Option<Feasible>,
     /// The budget by part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<BudgetRecord>,
@@ -237,6 +243,24 @@ pub struct KeepFlops {
     pub reached: f64,
 }
 
+/// A budget of latency.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KeepLatency {
+    /// Fraction of the dense model's latency to keep.
+    pub asked: f64,
+    /// Fraction that the measured table predicts of what is kept.
+    pub predicted: f64,
+}
+
+/// Budgets that a method can reach, as fractions of what its budget is of: FLOPs, or latency.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Feasible {
+    /// The smallest.
+    pub least: f64,
+    /// The largest.
+    pub most: f64,
+}
+
 /// The whole model, embeddings and head included.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Size {
@@ -248,6 +272,13 @@ pub struct Size {
     pub bytes_dense: u64,
     /// Bytes of the checkpoint after.
     pub bytes_kept: u64,
+}
+
+impl Size {
+    /// Of parameters stored as f32.
+    pub fn of_f32(dense: u64, kept: u64) -> Size {
+        Size { parameters_dense: dense, parameters_kept: kept, bytes_dense: 4 * dense, bytes_kept: 4 * kept }
+    }
 }
 
 /// The proof that the compact model computes what the masked one does.
@@ -366,6 +397,21 @@ impl RunRecord {
         self.heads_kept = budget.layers.iter().map(|layer| layer.heads).collect();
         self.neurons_kept = budget.layers.iter().map(|layer| layer.neurons).collect();
         self.budget = Some(budget.clone());
+        // Until the compact model is there to be counted: what goes, goes from the blocks.
+        let of_masks = |model: &ModelSummary| {
+            let gone = budget.parameters_total.saturating_sub(budget.parameters_kept) as u64;
+            Size::of_f32(model.parameters, model.parameters.saturating_sub(gone))
+        };
+        self.size = self.size.or(self.model.as_ref().map(of_masks));
+    }
+
+    /// Makes the budget one of latency: nothing was asked of FLOPs, so what is reached stands for it.
+    pub fn set_latency(&mut self, latency: KeepLatency) {
+        self.keep_latency = Some(latency);
+        if let (Some(keep), Some(budget)) = (&mut self.keep_flops, &mut self.budget) {
+            keep.asked = keep.reached;
+            budget.asked = budget.reached;
+        }
     }
 
     /// Takes over stages, warnings and peak memory at the end of a run that took `elapsed` seconds.

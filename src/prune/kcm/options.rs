@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::d2::{Normaliser, Statistic};
 use crate::error::{Error, Result};
+use crate::prune::method::Needs;
 use crate::prune::neuron_ranking::Scope;
 use crate::prune::scaling::Scaling;
 
@@ -116,6 +117,15 @@ impl Options {
             normaliser: Normaliser::Zscore,
             scaling: Some(Scaling::authors()),
             ..Options::paper()
+        }
+    }
+
+    /// What the choices look at: labels for the extension, rows for D2 and for scaling, else weights alone.
+    pub fn needs(&self) -> Needs {
+        match (self.labelled, self.score, &self.scaling) {
+            (Some(_), _, _) => Needs::Labels,
+            (None, Score::R2, None) => Needs::Weights,
+            (None, _, _) => Needs::Inputs,
         }
     }
 

@@ -59,7 +59,7 @@ pub struct RescaleOptions {
     pub heads: bool,
     /// Whether neuron masks are tuned.
     pub neurons: bool,
-    /// Damping and tolerances; its iteration limit is ignored in favour of `iterations_per_unknown`.
+    /// Damping and tolerances; its iteration limit is `iterations_per_unknown`'s.
     pub solver: LsmrOptions,
     /// Iteration limit of the solver as a multiple of the unknowns.
     pub iterations_per_unknown: usize,
@@ -163,6 +163,11 @@ impl Options {
             }
         }
         self.rescale.as_ref().map_or(Ok(()), RescaleOptions::check)
+    }
+
+    /// Whether gradients are of mini-batches.
+    pub fn uses_mini_batches(&self) -> bool {
+        self.fisher == Fisher::MiniBatch
     }
 
     /// How gradients are grouped for mini-batches of `rows`.
