@@ -158,17 +158,24 @@ fn has_checkpoint(directory: &Path) -> bool {
     let Ok(entries) = fs::read_dir(directory) else { return false };
     entries.flatten().any(|entry| {
         let path = entry.path();
-        entry.file_name() == checkpoint::FILE_NAME || (path.is_dir() && has_checkpoint(&path))
+        let kept = path.is_dir() && entry.file_name() != FINISHED;
+        entry.file_name() == checkpoint::FILE_NAME || (kept && has_checkpoint(&path))
     })
 }
 
 /// Name of the folder of checkpoints inside an output directory.
 pub const CHECKPOINTS: &str = "checkpoints";
 
+/// Its name once they are no longer needed.
+const FINISHED: &str = "checkpoints.finished";
+
+/// Checkpoints go at once, by a renaming: a process that is killed while it removes their files must not leave some of
+/// them to be resumed from.
 fn remove_checkpoint(directory: &Path) -> Result<()> {
-    let path = directory.join(CHECKPOINTS);
+    let (path, finished) = (directory.join(CHECKPOINTS), directory.join(FINISHED));
     if path.exists() {
-        fs::remove_dir_all(&path).map_err(Error::io(&path, "removing"))?;
+        fs::rename(&path, &finished).map_err(Error::io(&path, "renaming"))?;
+        fs::remove_dir_all(&finished).map_err(Error::io(&finished, "removing"))?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! made of one kernel, `out −= Σ_k c_k·row_k`. Rows and strips are shared out among threads and every element is computed in
 //! one order, so the bits depend on the input alone. n³/3 multiply–adds for the factor, n²·m for m right-hand sides; 8·n²
 //! bytes. The residual of a solution is at most about n·2⁻⁵² of ‖A‖·‖X‖ (Higham, Accuracy and Stability, theorem 10.4),
-//! which `tests/pipeline/k_prune.rs` asserts.
+//! which `tests/pipeline/k_prune/cholesky.rs` asserts.
 //!
 //! Gram matrices of activations are often singular: dead neurons, fewer tokens than neurons. [`solve_with_ridge`] then adds
 //! a multiple of the identity, the smallest of a doubling series that makes the factor exist.

@@ -1,7 +1,7 @@
 //! A global ranking of FFN neurons under a budget: what KCM and the magnitude baselines share.
 //!
 //! These methods leave attention alone, so with I^A its cost and I that of all blocks a budget r leaves
-//! k = ⌊(r·I − I^A) / c_neuron⌋ neurons, taken from all layers by score (KCM, section 4.3). Nothing below
+//! k = ⌊(r·I − I^A) / c_neuron⌋ neurons, taken from all layers by score (KCM). Nothing below
 //! r = I^A / I can be reached. Of equal scores the first come first, layer by layer.
 
 use std::ops::RangeInclusive;

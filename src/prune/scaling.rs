@@ -1,5 +1,5 @@
 //! The scaling step of methods that choose neurons: least-squares factors for what is kept, solved as Mask-Tuning's
-//! rescaling is, with heads left alone (section 4.3 of the KCM paper).
+//! rescaling is, with heads left alone (the last step of the KCM paper).
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;

@@ -269,9 +269,17 @@ pub fn drive<S: Stepper>(
             (None, Some(directory)) => BestState::read(directory)?,
             (None, None) => return Ok(history),
         };
-        session.executor().write_block(Block::Parameters, &state.parameters)?;
-        if !state.masks.is_empty() {
-            session.executor().write_masks(&state.masks)?;
+        let executor = session.executor();
+        executor.write_block(Block::Parameters, &state.parameters)?;
+        let words = executor.read_masks()?.len();
+        if state.masks.len() != words {
+            let folder = options.checkpoints.as_deref().unwrap_or(Path::new(""));
+            let message =
+                format!("{} words of masks, where the model has {words}; start anew", state.masks.len());
+            return Err(Error::format(folder.join(BEST_MASKS), message));
+        }
+        if words > 0 {
+            executor.write_masks(&state.masks)?;
         }
     }
     Ok(history)

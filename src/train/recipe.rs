@@ -29,7 +29,7 @@ pub struct Recipe {
 }
 
 impl Default for Recipe {
-    /// The GLUE recipe after Dual-CP: `algorithms.md` section 10 of the design, Hugging Face Trainer defaults.
+    /// The GLUE recipe of the Dual-CP repository: Hugging Face Trainer defaults.
     fn default() -> Recipe {
         Recipe {
             learning_rate: 2e-5,

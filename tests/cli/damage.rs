@@ -94,7 +94,11 @@ fn a_killed_run_leaves_nothing_half_written_and_continues_to_the_same_bits() {
                 continue;
             }
             cut_short += 1;
-            assert!(!out.exists(), "{what}: the output exists");
+            // Killed after the last thing it had to do.
+            if out.exists() {
+                same(&out, &expected, &what);
+                continue;
+            }
             let partial = folder.join(format!("{}-{moment}.partial", command[0]));
             let checkpoint = |path: &Path| path.join("checkpoints").exists();
             if signal != "KILL" {

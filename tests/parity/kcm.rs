@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::support;
 use crate::support::tensors::Tensors;
 
-/// Tolerance of section D1 of the design: f32 against f64.
+/// f32 against f64.
 const SINGLE: f64 = 1e-5;
 const WIDTHS: [(&str, KernelWidth); 2] =
     [("s2", KernelWidth::SigmaSquared), ("2s2", KernelWidth::TwoSigmaSquared)];

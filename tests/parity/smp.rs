@@ -1,5 +1,5 @@
 //! SMP against its authors' released code: schedules, masks of injected scores, and two training steps of the scores
-//! (checks F1 and F2 of the design: tolerances 1e-6 and 1e-5 relative).
+//! (relative tolerances 1e-6 and 1e-5).
 //!
 //! The oracle computes in f64 from f32 weights and scores. The reference executor is compared element by element, the
 //! CPU executor (f32) relative to the largest element of each matrix.

@@ -1,4 +1,4 @@
-//! D2, the data-driven ranking: how strongly neurons fire on the task's inputs (section 4.2 of the paper).
+//! D2, the data-driven ranking: how strongly neurons fire on the task's inputs (the paper's Data-Driven Ranking).
 //!
 //! A statistic of each neuron's activation over all valid tokens, then a normaliser in every layer, because layers'
 //! activations differ in size while the ranking is global.

@@ -1,4 +1,4 @@
-//! The extension with labels (section 4.4 of the paper): a few hundred labelled rows correct the ranking.
+//! The extension with labels: a few hundred labelled rows correct the ranking.
 //!
 //! One forward and backward pass over the labelled rows gives ∂L/∂m_j for every neuron's mask at 1; its magnitude is how
 //! much the loss depends on the neuron. Kept neurons of low score are then swapped for masked ones of high gradient, the

@@ -1,4 +1,4 @@
-//! R2 and D2 into one score (section 4.3 of the paper: S = S_R2 ∘ S_D2, compared across layers).
+//! R2 and D2 into one score (S = S_R2 ∘ S_D2, compared across layers).
 
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! R2, the representative ranking: which neurons' output weights stand for the others.
 //!
-//! The rows x_i of W2 are the data and the basis of a Semi-NMF in a Gaussian kernel space (section 4.1, Eq. 6 to 8 of the
+//! The rows x_i of W2 are the data and the basis of a Semi-NMF in a Gaussian kernel space (Eq. 6 to 8 of the
 //! paper): C ← C ∘ √(K ⊘ (K·C)) from C = 1/N, and the score of neuron i is C_ii. Only weights are looked at.
 
 use std::collections::HashMap;
