@@ -107,11 +107,6 @@ impl CostModel {
         widths.iter().map(per_layer).sum()
     }
 
-    /// Bytes of [`CostModel::block_parameters`] with `bytes_per_parameter` (4 for f32, 2 for bf16).
-    pub fn block_bytes(&self, widths: &[LayerWidths], bytes_per_parameter: usize) -> usize {
-        self.block_parameters(widths) * bytes_per_parameter
-    }
-
     /// What `masks` keep, against `asked`, the fraction of multiply–accumulates to keep. Fails when the masks do not
     /// have this model's widths.
     pub fn record(&self, asked: f64, masks: &UnitMasks) -> Result<BudgetRecord> {

@@ -182,3 +182,46 @@ pub(super) fn fill(cost: &CostModel, order: &[Unit], keep: f64) -> UnitMasks {
     }
     masks
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::random::{Purpose, Stream};
+    use crate::prune::LayerWidths;
+
+    /// More budget keeps all that less keeps where one kind of unit is ranked, never costs more than it may, leaves no
+    /// room for a further unit of those it passed over, and does not depend on how units are numbered.
+    #[test]
+    fn filling_is_within_the_budget_monotone_and_blind_to_numbers() {
+        let mut random = Stream::new(3, Purpose::Control, 0);
+        let widths = vec![LayerWidths { heads: 3, neurons: 20 }; 4];
+        let cost = CostModel::new(12, 4, 9.0, widths.clone()).unwrap();
+        let mut draw = |units: usize| -> Vec<f64> { (0..units).map(|_| random.uniform()).collect() };
+        let importance = Importance {
+            heads: (0..4).map(|_| draw(3)).collect(),
+            neurons: (0..4).map(|_| draw(20)).collect(),
+        };
+        let turned = Importance {
+            heads: importance.heads.iter().map(|layer| layer.iter().rev().copied().collect()).collect(),
+            neurons: importance.neurons.iter().map(|layer| layer.iter().rev().copied().collect()).collect(),
+        };
+        let masks = |importance: &Importance, keep: f64| fill(&cost, &ranked(&cost, importance, false), keep);
+        let mut before = 0.0;
+        for keep in (1..=50).map(|i| f64::from(i) / 50.0) {
+            let found = masks(&importance, keep);
+            let record = cost.record(keep, &found).unwrap();
+            assert!(record.reached <= keep + 1e-9, "{} of {keep}", record.reached);
+            let whole = record.ffn.units_kept == record.ffn.units_total;
+            assert!(
+                whole || keep - record.reached < cost.neuron() / cost.total(),
+                "room for a neuron at {keep}"
+            );
+            assert!(record.reached >= before, "{keep}");
+            before = record.reached;
+            let mut again = masks(&turned, keep);
+            again.heads.iter_mut().chain(&mut again.neurons).for_each(|layer| layer.reverse());
+            assert_eq!(again, found, "{keep}");
+        }
+        assert_eq!(before, 1.0);
+    }
+}

@@ -164,6 +164,40 @@ proptest! {
         prop_assert!(everything.masks.heads.iter().chain(&everything.masks.neurons).flatten().all(|v| *v == 1.0));
     }
 
+    /// Of one attention and one feed-forward sublayer every set of units can be tried, and none within the budget is worth
+    /// more; and units that change places change nothing but their places.
+    #[test]
+    fn latency_search_is_the_best_of_one_layer(seed: u64, keep in 0.3f64..1.0) {
+        let mut random = Random(seed);
+        let mut units = |count: usize| vec![(0..count).map(|_| 0.5 + random.unit()).collect::<Vec<f64>>()];
+        let importance = Importance { heads: units(HEADS), neurons: units(6) };
+        let heads = LatencyFit { threshold: 1 + random.below(HEADS), flat: 1e-3, slope: 3e-4 };
+        let neurons = LatencyFit { threshold: 1 + random.below(6), flat: 2e-3, slope: 2e-4 };
+        let plan = search_latency(&importance, &heads, &neurons, keep);
+        let dense = heads.at(HEADS) + neurons.at(6);
+        let sum = |values: &[f64], set: usize| -> f64 {
+            values.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).map(|(_, value)| value).sum()
+        };
+        let mut best: f64 = 0.0;
+        for (some_heads, some_neurons) in (0..1usize << HEADS).flat_map(|h| (0..1usize << 6).map(move |n| (h, n))) {
+            let count = |set: usize| set.count_ones() as usize;
+            if heads.at(count(some_heads)) + neurons.at(count(some_neurons)) <= keep * dense {
+                best = best.max(sum(&importance.heads[0], some_heads) + sum(&importance.neurons[0], some_neurons));
+            }
+        }
+        match plan {
+            Ok(plan) => {
+                prop_assert!((importance.kept(&plan.masks) - best).abs() <= 1e-9, "{} {best}", importance.kept(&plan.masks));
+                let mut reversed = importance.clone();
+                reversed.heads.iter_mut().chain(&mut reversed.neurons).for_each(|layer| layer.reverse());
+                let mut turned = search_latency(&reversed, &heads, &neurons, keep).unwrap().masks;
+                turned.heads.iter_mut().chain(&mut turned.neurons).for_each(|layer| layer.reverse());
+                prop_assert_eq!(turned, plan.masks);
+            }
+            Err(error) => prop_assert!(best == 0.0, "{}: {} fits", error, best),
+        }
+    }
+
     /// Damped least squares of any shape and rank against its normal equations.
     #[test]
     fn lsmr_solves_damped_least_squares(seed: u64, rows in 1usize..14, columns in 1usize..14, rank in 1usize..14) {

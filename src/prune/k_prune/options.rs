@@ -101,11 +101,6 @@ impl Options {
         }
     }
 
-    /// Calibration rows to draw for sequences of `sequence_length` tokens on average: ⌊tokens / T⌋, at least 1.
-    pub fn rows(&self, sequence_length: f64) -> usize {
-        ((self.tokens as f64 / sequence_length) as usize).max(1)
-    }
-
     /// Fails on values that cannot work.
     pub fn check(&self) -> Result<()> {
         let wrong = |what: &str, value: f64| {
