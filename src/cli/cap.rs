@@ -105,7 +105,7 @@ impl CapF {
         let mut options = Options::new(matches!(task.kind, TaskKind::Span { .. }));
         self.contrast.resolve(&mut options.contrast, &task)?;
         let stages = options.stages(self.keep_flops, &source.config.widths())?;
-        let recipe = training::recipe(&self.train, usual_recipe(&task))?;
+        let recipe = training::recipe(&self.train.recipe, usual_recipe(&task))?;
         let output = Output::create(&self.output, self.train.resume)?;
         let mut record = context.record("cap-f");
         let data = load::split(context, &mut record, &mut task, &self.task, &source, Split::Train)?;
@@ -122,7 +122,7 @@ impl CapF {
         record.feasible = Some(Feasible { least: options.least(&dense), most: 1.0 });
         let folder = output.path().join(CHECKPOINTS);
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "creating"))?;
-        let (keep, steps, seed) = (self.keep_flops, self.train.steps, context.seed);
+        let (keep, steps, seed) = (self.keep_flops, self.train.recipe.steps, context.seed);
         let choices = format!("{options:?}{recipe:?}{keep}{steps:?}{seed}");
         let identity = identity(&model, &teacher, &data, &choices);
         let job = Job {

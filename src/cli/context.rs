@@ -12,6 +12,9 @@ use secateur::{Error, Result};
 
 use super::options::{GlobalOptions, value_name};
 
+/// The seed of a command that is given none.
+const SEED: u64 = 42;
+
 /// The surroundings of a command.
 pub struct Context {
     pub seed: u64,
@@ -56,7 +59,7 @@ impl Context {
             progress.note("bf16 is slower than f32 on this processor, which has no matrix tiles (the bits are the same)");
         }
         Ok(Context {
-            seed: global.seed,
+            seed: global.seed.unwrap_or(SEED),
             device,
             progress,
             threads: rayon::current_num_threads(),
@@ -87,6 +90,16 @@ impl Context {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The seed, where one was given.
+    pub fn given_seed(&self) -> Option<u64> {
+        self.global.seed
+    }
+
+    /// The number of worker threads, where one was given.
+    pub fn given_threads(&self) -> Option<u32> {
+        self.global.threads
     }
 
     /// Worker threads.

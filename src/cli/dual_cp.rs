@@ -40,6 +40,9 @@ pub fn prune(
     let keep = check_budgets(context, options, |keep| {
         dual_cp::split(&cost, keep, resolved.lambda, resolved.on_infeasible).map(|_| ())
     })?;
+    if keep.is_empty() {
+        return Ok((Vec::new(), model));
+    }
     let resolved = Options { keep_flops: keep, ..resolved };
     let range = dual_cp::feasible_range(&cost, resolved.lambda);
     let least = match resolved.on_infeasible {

@@ -46,7 +46,7 @@ impl Finetune {
     pub fn run(&self, context: &mut Context) -> Result<()> {
         let source = load::source(&self.model.model)?;
         let mut task = load::task(&self.task)?;
-        let recipe = training::recipe(&self.train, training::usual_recipe(&task)?)?;
+        let recipe = training::recipe(&self.train.recipe, training::usual_recipe(&task)?)?;
         let output = Output::create(&self.output, self.train.resume)?;
         let mut record = context.record("finetune");
         let masks = match &self.masks {
@@ -76,7 +76,7 @@ impl Finetune {
             data: &data,
             evaluation: Some(&dev),
             recipe: &recipe,
-            max_steps: self.train.steps,
+            max_steps: self.train.recipe.steps,
             checkpoints: output.path().join(CHECKPOINTS),
         };
         let model = training::train_and_evaluate(context, &mut record, model, &job)?;

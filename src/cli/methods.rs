@@ -56,6 +56,9 @@ pub fn prune(
             range.end()
         )))
     })?;
+    if keep.is_empty() {
+        return Ok(Vec::new());
+    }
 
     let drawn = draw(context, options, facts, rows.len(), length);
     let examples: Vec<Example> = drawn.iter().map(|&row| rows[row].clone()).collect();
@@ -256,7 +259,8 @@ pub fn check_budgets(
         }
     }
     match (reached.is_empty(), last) {
-        (true, Some(error)) => Err(error),
+        // With a directory for each budget, no budget is no directory; without, there would be nothing to write.
+        (true, Some(error)) if !options.subdirectories => Err(error),
         _ => Ok(reached),
     }
 }

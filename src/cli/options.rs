@@ -13,9 +13,9 @@ use secateur::{Error, Result};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Every command")]
 pub struct GlobalOptions {
-    /// Seed of every random choice. The same seed gives the same bits, whatever the number of threads.
-    #[arg(long, global = true, default_value_t = 42, value_name = "N")]
-    pub seed: u64,
+    /// Seed of every random choice. The same seed gives the same bits, whatever the number of threads. Default 42.
+    #[arg(long, global = true, value_name = "N")]
+    pub seed: Option<u64>,
     /// Worker threads; all logical processors if not given.
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
@@ -237,6 +237,17 @@ impl From<Profile> for method::Profile {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Training")]
 pub struct TrainOptions {
+    #[command(flatten)]
+    pub recipe: RecipeOptions,
+    /// Continue an interrupted run, to the same bits as if it had not been interrupted.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// What a training does.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Training")]
+pub struct RecipeOptions {
     /// Hyper-parameters to start from: glue, bert-paper, squad, lm-paper, lm-readme. Default: squad for SQuAD, lm-paper
     /// for language modelling, glue otherwise.
     #[arg(long, value_name = "NAME")]
@@ -259,13 +270,10 @@ pub struct TrainOptions {
     /// Decoupled weight decay of matrices.
     #[arg(long, value_name = "RATE")]
     pub weight_decay: Option<f64>,
-    /// Continue an interrupted run, to the same bits as if it had not been interrupted.
-    #[arg(long)]
-    pub resume: bool,
 }
 
-impl TrainOptions {
-    /// The arguments that give the same training, without --resume.
+impl RecipeOptions {
+    /// The arguments that give the same training.
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         let mut set = |name: &str, value: Option<String>| {

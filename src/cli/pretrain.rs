@@ -119,7 +119,7 @@ impl Pretrain {
             Objective::CausalLm => (Family::Gpt2, Head::CausalLm, Task::by_name("lm")?),
         };
         task.max_length = self.max_length;
-        let recipe = training::recipe(&self.train, usual_recipe())?;
+        let recipe = training::recipe(&self.train.recipe, usual_recipe())?;
         let (files, evaluation_file) = self.files()?;
         for (role, path) in
             files.iter().map(|f| ("train", f)).chain(evaluation_file.iter().map(|f| ("dev", f)))
@@ -172,7 +172,7 @@ impl Pretrain {
             data: &data,
             evaluation: evaluation.as_ref(),
             recipe: &recipe,
-            max_steps: self.train.steps,
+            max_steps: self.train.recipe.steps,
             checkpoints: output.path().join(CHECKPOINTS),
         };
         let model = training::train_and_evaluate(context, &mut record, model, &job)?;

@@ -104,6 +104,9 @@ impl Prune {
             write_report(&folder, &own, Some(&pruned.masks))?;
             records.push(own);
         }
+        if results.is_empty() {
+            write_nothing(context, output.path(), &mut record)?;
+        }
         output.commit()?;
         context.show(&records, |styled| summary(&records, styled));
         Ok(())
@@ -157,6 +160,12 @@ pub fn write_report(folder: &Path, record: &RunRecord, masks: Option<&UnitMasks>
         std::fs::write(&path, text).map_err(Error::io(&path, "writing"))?;
     }
     Ok(())
+}
+
+/// Every budget was out of reach and is left out: the record of the run says so, in its warnings.
+pub fn write_nothing(context: &Context, output: &Path, record: &mut RunRecord) -> Result<()> {
+    context.finish(record);
+    write_report(output, record, None)
 }
 
 /// What was asked and reached, what could be, and what is left of the model and of each layer.

@@ -300,7 +300,8 @@ pub struct PruneOptions {
     /// output-magnitude. Short for --choose round-to=N.
     #[arg(long, value_name = "N")]
     pub round_to: Option<usize>,
-    /// Leave budgets out that the method cannot reach, and say so, in place of failing.
+    /// Leave budgets out that the method cannot reach, and say so, in place of failing. Where it can reach none of them, this
+    /// still fails unless every budget has a directory of its own (--subdirectories).
     #[arg(long)]
     pub skip_infeasible: bool,
     /// Give every budget its own directory `keep-F` even where there is only one.

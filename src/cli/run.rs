@@ -65,14 +65,14 @@ impl Run {
         let output = Output::create(&self.output, self.train.resume)?;
         let mut record = context.record("run");
         let mut task = load::task(&self.task)?;
-        let recipe = training::recipe(&self.train, training::usual_recipe(&task)?)?;
+        let recipe = training::recipe(&self.train.recipe, training::usual_recipe(&task)?)?;
         let source = load::source(&self.model.model)?;
         let stage = self.prune.stage();
         let data = load::split(context, &mut record, &mut task, &self.task, &source, Split::Train)?;
         let dev = load::split(context, &mut record, &mut task, &self.task, &source, Split::Dev)?;
         let request = HeadRequest::Task(load::head(&task));
         let mut dense = load::weights(context, &mut record, &source.directory, &self.model.model, request)?;
-        let steps = self.train.steps;
+        let steps = self.train.recipe.steps;
         let shared = Shared { task: &task, data: &data, dev: &dev, recipe: &recipe, steps };
         let trained = dense.report.initialised.is_empty();
         if stage == Stage::Post && trained {
@@ -139,6 +139,9 @@ impl Run {
             pruned.masks.write_with_empty(&folder.join("masks.json"), pruned.empty)?;
             prune::write_report(&folder, &own, Some(&pruned.masks))?;
             records.push(own);
+        }
+        if results.is_empty() {
+            prune::write_nothing(context, output.path(), &mut record)?;
         }
         output.commit()?;
         context.show(&records, |styled| {

@@ -71,7 +71,7 @@ impl Sparsify {
             ));
         }
         let mut options = self.choices.resolve(&task, source.config.family)?;
-        let recipe = training::recipe(&self.train, masked::usual_recipe(&options, &task.name))?;
+        let recipe = training::recipe(&self.train.recipe, masked::usual_recipe(&options, &task.name))?;
         let output = Output::create(&self.output, self.train.resume)?;
         let mut record = context.record("sparsify");
         let data = load::split(context, &mut record, &mut task, &self.task, &source, Split::Train)?;
@@ -210,7 +210,7 @@ impl Sparsify {
         let mut session = Session::new(self.load(context, record, job)?, context.device)?;
         let run = finetune::Options {
             seed: context.seed,
-            max_steps: self.train.steps,
+            max_steps: self.train.recipe.steps,
             checkpoints: Some(checkpoints.to_path_buf()),
             ..finetune::Options::default()
         };

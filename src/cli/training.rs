@@ -14,7 +14,7 @@ use secateur::{Error, Result};
 
 use super::context::Context;
 use super::evaluate;
-use super::options::TrainOptions;
+use super::options::RecipeOptions;
 
 /// Rows on which a compact model is compared with the masked one, at most.
 const PROOF_ROWS: usize = 32;
@@ -31,7 +31,7 @@ pub fn usual_recipe(task: &Task) -> Result<Recipe> {
 }
 
 /// The recipe named in the options, or `usual`, with the single values that were given.
-pub fn recipe(options: &TrainOptions, usual: Recipe) -> Result<Recipe> {
+pub fn recipe(options: &RecipeOptions, usual: Recipe) -> Result<Recipe> {
     let mut recipe = options.recipe.as_deref().map_or(Ok(usual), Recipe::preset)?;
     recipe.learning_rate = options.learning_rate.unwrap_or(recipe.learning_rate);
     recipe.batch_size = options.batch_size.unwrap_or(recipe.batch_size);

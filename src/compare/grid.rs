@@ -2,7 +2,8 @@
 //!
 //! Names are paths below `cells` in the output directory: `mrpc/seed-1/dense` is the fine-tuned model,
 //! `mrpc/seed-1/kcm` a method that prunes it, for all budgets at once; `mrpc/seed-1/dual-cp/masks` the masks of a method
-//! that prunes before fine-tuning, and `mrpc/seed-1/dual-cp/keep-0.6` a model fine-tuned under them.
+//! that prunes before fine-tuning, and `mrpc/seed-1/dual-cp/keep-0.6` a model fine-tuned under them. The first part is the
+//! task's label; a method that is turned round says so in its own: `kcm-pre`.
 //!
 //! Seeds may mean two things. With a dense model for each, deviations are of the whole procedure; with one for all
 //! ([`Grid::dense_seed`]) they are of the calibration rows alone, as in the papers of methods that need no retraining,
@@ -12,17 +13,21 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::prune::Stage;
-use crate::report::RunRecord;
 use crate::report::format::shell_word;
 
 /// Name of the cell that fine-tunes the model unpruned.
 pub const DENSE: &str = "dense";
+
+/// The argument of a cell that leaves its pruned models out.
+pub const NO_MODEL: &str = "--no-model";
 
 /// A task and where its data are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskEntry {
     /// Name of the task.
     pub name: String,
+    /// What it is called here: its name, unless it stands more than once, on other data each time.
+    pub label: String,
     /// Its data; none for the built-in task.
     pub data: Option<PathBuf>,
 }
@@ -32,8 +37,19 @@ pub struct TaskEntry {
 pub struct MethodEntry {
     /// Name of the method.
     pub name: String,
+    /// What it is called here; see [`MethodEntry::label_of`].
+    pub label: String,
     /// Before or after fine-tuning.
     pub stage: Stage,
+    /// Arguments of the commands that prune by it: its profile and single choices.
+    pub arguments: Vec<String>,
+}
+
+impl MethodEntry {
+    /// The method's name, with the stage where it is not its `own`: both may stand in one comparison.
+    pub fn label_of(name: &str, stage: Stage, own: Stage) -> String {
+        if stage == own { name.to_string() } else { format!("{name}-{}", stage.name()) }
+    }
 }
 
 /// What is compared.
@@ -53,7 +69,7 @@ pub struct Grid {
     pub dense_seed: Option<u64>,
     /// Output directory of the comparison.
     pub out: PathBuf,
-    /// Arguments of every command: device, precision, threads.
+    /// Arguments of every command: device and precision.
     pub common: Vec<String>,
     /// Arguments of every command that reads the task: lengths, rows.
     pub task_arguments: Vec<String>,
@@ -71,7 +87,7 @@ pub struct Cell {
     /// Its path below `cells`.
     pub name: String,
     /// Its output directory. A directory appears only when everything in it is whole, so a cell whose directory is there
-    /// is finished.
+    /// is finished; whether it is the cell asked for, its record tells ([`super::identity`]).
     pub directory: PathBuf,
     /// The command's arguments.
     pub arguments: Vec<String>,
@@ -87,47 +103,44 @@ impl Cell {
     pub fn finished(&self) -> bool {
         self.directory.is_dir()
     }
+
+    /// Whether it has nothing to do: the cell before is finished and left out the file this one needs.
+    pub fn out_of_reach(&self, cells: &[Cell]) -> bool {
+        self.after.is_some_and(|before| cells[before].finished())
+            && self.needs.as_ref().is_some_and(|file| !file.is_file())
+    }
 }
 
 impl Grid {
-    /// Fails on an empty or repeated axis.
+    /// Fails on an empty or repeated axis, on a label that cannot name a directory, and on a budget that is no fraction.
     pub fn check(&self) -> Result<()> {
-        let tasks: Vec<&str> = self.tasks.iter().map(|task| task.name.as_str()).collect();
-        let methods: Vec<&str> = self.methods.iter().map(|method| method.name.as_str()).collect();
+        let tasks: Vec<&str> = self.tasks.iter().map(|task| task.label.as_str()).collect();
+        let methods: Vec<&str> = self.methods.iter().map(|method| method.label.as_str()).collect();
         let keep: Vec<String> = self.keep.iter().map(f64::to_string).collect();
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let named = |label: &str| !label.is_empty() && !label.starts_with('.') && label.chars().all(plain);
+        if let Some(label) = tasks.iter().find(|label| !named(label)) {
+            return Err(Error::usage(format!(
+                "the task label \"{label}\" names a directory: letters, digits and -_. only, the first no dot"
+            )));
+        }
+        if let Some(wrong) = self.keep.iter().find(|keep| !(**keep > 0.0 && **keep <= 1.0)) {
+            return Err(Error::usage(format!("--keep-flops {wrong}: a fraction above 0 and at most 1")));
+        }
         let axes = [
-            ("task", tasks),
-            ("method", methods),
-            ("budget", keep.iter().map(String::as_str).collect()),
-            ("seed", seeds.iter().map(String::as_str).collect()),
+            ("task", tasks, "; NAME:LABEL=PATH tells two of one name apart"),
+            ("method", methods, ""),
+            ("budget", keep.iter().map(String::as_str).collect(), ""),
+            ("seed", seeds.iter().map(String::as_str).collect(), ""),
         ];
-        for (what, mut values) in axes {
+        for (what, mut values, advice) in axes {
             if values.is_empty() {
                 return Err(Error::usage(format!("a comparison needs at least one {what}")));
             }
             values.sort_unstable();
             if let Some(pair) = values.windows(2).find(|pair| pair[0] == pair[1]) {
-                return Err(Error::usage(format!("the {what} {} is given twice", pair[0])));
-            }
-        }
-        Ok(())
-    }
-
-    /// Fails where a finished cell was run for other budgets than these: it would not be run again, and the new ones would
-    /// be missing.
-    pub fn check_budgets(&self) -> Result<()> {
-        for cell in self.cells().iter().filter(|cell| cell.finished()) {
-            let Some(now) = budgets_of(&cell.arguments) else { continue };
-            let records = self.keep.iter().map(|keep| cell.directory.join(format!("keep-{keep}/run.json")));
-            let Some(path) = records.into_iter().find(|path| path.is_file()) else { continue };
-            let record = RunRecord::read(&path)?;
-            if let Some(then) = budgets_of(&record.arguments).filter(|then| *then != now) {
-                return Err(Error::usage(format!(
-                    "{} was run with --keep-flops {then}: give the same budgets, remove {}, or begin another --out",
-                    cell.name,
-                    cell.directory.display()
-                )));
+                return Err(Error::usage(format!("the {what} {} is given twice{advice}", pair[0])));
             }
         }
         Ok(())
@@ -151,7 +164,7 @@ impl Grid {
 
     /// Name of a cell of a task and seed.
     pub fn name(task: &TaskEntry, seed: u64, cell: &str) -> String {
-        format!("{}/seed-{seed}/{cell}", task.name)
+        format!("{}/seed-{seed}/{cell}", task.label)
     }
 
     /// Name of the cell of the dense model that a seed prunes.
@@ -173,34 +186,28 @@ impl Grid {
             cells.len() - 1
         });
         for method in &self.methods {
-            let pruning =
-                ["--method", &method.name, "--keep-flops", &keep, "--skip-infeasible", "--subdirectories"]
-                    .map(String::from);
+            let shared = ["--method", &method.name, "--stage", method.stage.name(), "--keep-flops", &keep];
+            let mut pruning: Vec<String> = shared.map(String::from).into();
+            pruning.extend(["--skip-infeasible", "--subdirectories"].map(String::from));
+            pruning.extend(method.arguments.iter().chain(&self.prune_arguments).cloned());
+            let discard = if self.keep_models { vec![] } else { vec![NO_MODEL.to_string()] };
             if method.stage == Stage::Post {
-                let discard = if self.keep_models { vec![] } else { vec!["--no-model".to_string()] };
-                let stage = ["--stage", "post"].map(String::from);
                 let model = self.directory(&name).display().to_string();
-                let extra: [&[String]; 4] = [&pruning, &stage, &discard, &self.prune_arguments];
-                let mut cell = self.cell(task, seed, &method.name, "run", &model, &extra);
+                let mut cell = self.cell(task, seed, &method.label, "run", &model, &[&pruning, &discard]);
                 cell.after = Some(dense);
                 cells.push(cell);
                 continue;
             }
-            let masks = format!("{}/masks", method.name);
-            let mut cell =
-                self.cell(task, seed, &masks, "prune", &self.model, &[&pruning, &self.prune_arguments]);
-            cell.arguments.extend(["--stage", "pre"].map(String::from));
+            let masks = format!("{}/masks", method.label);
+            let cell = self.cell(task, seed, &masks, "prune", &self.model, &[&pruning]);
             let (index, folder) = (cells.len(), cell.directory.clone());
             cells.push(cell);
             for keep in &self.keep {
                 let file = folder.join(format!("keep-{keep}")).join("masks.json");
-                let mut own = vec!["--masks".to_string(), file.display().to_string()];
-                if !self.keep_models {
-                    own.push("--no-model".into());
-                }
-                let name = format!("{}/keep-{keep}", method.name);
-                let mut cell =
-                    self.cell(task, seed, &name, "finetune", &self.model, &[&own, &self.train_arguments]);
+                let own = ["--masks".to_string(), file.display().to_string()];
+                let name = format!("{}/keep-{keep}", method.label);
+                let extra: [&[String]; 3] = [&own, &discard, &self.train_arguments];
+                let mut cell = self.cell(task, seed, &name, "finetune", &self.model, &extra);
                 cell.after = Some(index);
                 cell.needs = Some(file);
                 cells.push(cell);
@@ -237,12 +244,6 @@ impl Grid {
     }
 }
 
-/// The budgets of a command that prunes.
-fn budgets_of(arguments: &[String]) -> Option<&str> {
-    let at = arguments.iter().position(|word| word == "--keep-flops")?;
-    arguments.get(at + 1).map(String::as_str)
-}
-
 /// How many cells each cell waits for, one after another: cells of equal depth are independent.
 pub fn depths(cells: &[Cell]) -> Vec<usize> {
     let mut depths: Vec<usize> = Vec::with_capacity(cells.len());
@@ -264,10 +265,16 @@ mod tests {
     use super::*;
 
     fn grid() -> Grid {
-        let method = |name: &str, stage| MethodEntry { name: name.into(), stage };
+        let method = |name: &str, stage| MethodEntry {
+            name: name.into(),
+            label: name.into(),
+            stage,
+            arguments: vec![],
+        };
+        let task = |name: &str| TaskEntry { name: name.into(), label: name.into(), data: None };
         Grid {
             model: "base".into(),
-            tasks: ["mrpc", "rte"].map(|name| TaskEntry { name: name.into(), data: None }).into(),
+            tasks: ["mrpc", "rte"].map(task).into(),
             methods: vec![method("dual-cp", Stage::Pre), method("kcm", Stage::Post)],
             keep: vec![0.8, 0.6, 0.4],
             seeds: vec![1, 2],
@@ -298,6 +305,22 @@ mod tests {
     }
 
     #[test]
+    fn a_method_may_stand_before_and_after() {
+        let mut grid = grid();
+        let label = MethodEntry::label_of("kcm", Stage::Pre, Stage::Post);
+        grid.methods.push(MethodEntry { label, stage: Stage::Pre, ..grid.methods[1].clone() });
+        grid.check().unwrap();
+        let cells = grid.cells();
+        let stage = |name: &str| {
+            let cell = cells.iter().find(|cell| cell.name == name).unwrap();
+            let at = cell.arguments.iter().position(|word| word == "--stage").unwrap();
+            cell.arguments[at + 1].clone()
+        };
+        assert_eq!(stage("mrpc/seed-1/kcm"), "post");
+        assert_eq!(stage("mrpc/seed-1/kcm-pre/masks"), "pre");
+    }
+
+    #[test]
     fn one_dense_model_may_serve_all_seeds() {
         let cells = Grid { dense_seed: Some(7), ..grid() }.cells();
         // Two tasks with a dense model each; two tasks and seeds with four cells of the one method and one of the other.
@@ -318,6 +341,16 @@ mod tests {
         grid().check().unwrap();
         assert!(Grid { seeds: vec![], ..grid() }.check().is_err());
         assert!(Grid { keep: vec![0.5, 0.5], ..grid() }.check().is_err());
+        assert!(Grid { keep: vec![1.5], ..grid() }.check().is_err());
+        let labels = |labels: [&str; 2]| {
+            let mut grid = grid();
+            grid.tasks.iter_mut().zip(labels).for_each(|(task, label)| task.label = label.into());
+            grid.check()
+        };
+        labels(["wikitext-2", "ptb"]).unwrap();
+        for wrong in [["a", "a"], ["a/b", "c"], ["", "c"], ["..", "c"]] {
+            assert!(labels(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -53,11 +53,14 @@ pub fn text(results: &Results, styled: bool) -> String {
         out.row(line);
     }
     let mut text = out.render(styled);
-    if !results.missing.is_empty() {
-        let (count, shown) = (results.missing.len(), results.missing.iter().take(SHOWN_MISSING));
+    for (what, names) in [("out of reach", &results.out_of_reach), ("not run", &results.missing)] {
+        if names.is_empty() {
+            continue;
+        }
+        let (count, shown) = (names.len(), names.iter().take(SHOWN_MISSING));
         let shown = shown.map(String::as_str).collect::<Vec<_>>().join(", ");
         let more = if count > SHOWN_MISSING { ", … (all of them are in compare.json)" } else { "" };
-        let _ = writeln!(text, "not there ({count}): {shown}{more}");
+        let _ = writeln!(text, "{what} ({count}): {shown}{more}");
     }
     text
 }
@@ -86,16 +89,19 @@ fn lines(results: &Results) -> Vec<Vec<String>> {
 }
 
 fn missing(out: &mut String, results: &Results) {
-    if results.missing.is_empty() {
-        return;
+    let list = |names: &[String], what: &str| match names {
+        [] => String::new(),
+        names => {
+            let (count, names) = (names.len(), escape(names.join(", ")));
+            format!("<details><summary>{count} {what}</summary>{names}</details>")
+        }
+    };
+    let missing = list(&results.missing, "not run");
+    let out_of_reach = list(&results.out_of_reach, "out of the method's reach");
+    if !missing.is_empty() || !out_of_reach.is_empty() {
+        let _ =
+            write!(out, "<section class=\"warnings\"><h2>Not there</h2>{missing}{}</section>", out_of_reach);
     }
-    let _ = write!(
-        out,
-        "<section class=\"warnings\"><h2>Not there</h2><p class=\"hint\">Cells that have not run, and budgets that a \
-         method cannot reach.</p><details><summary>{}</summary>{}</details></section>",
-        results.missing.len(),
-        escape(results.missing.join(", "))
-    );
 }
 
 /// For each task a table: a line for each method, a column for each budget, the best of a budget in bold.
@@ -161,6 +167,12 @@ fn quality_curves(out: &mut String, results: &Results) {
     let names = methods(results);
     let classes: Vec<String> = (0..names.len()).map(class).collect();
     out.push_str("<section><h2>Quality against FLOPs and latency</h2>");
+    if !points(results).is_empty() {
+        out.push_str(
+            "<p class=\"hint\">Latency at batch 1 is a question of its own: launches and narrow products count there as \
+             much as arithmetic.</p>",
+        );
+    }
     let entries = names.iter().map(String::as_str).zip(classes.iter().map(String::as_str));
     out.push_str(&legend(entries.chain([(DENSE, "dense")])));
     for task in tasks(results) {
@@ -185,12 +197,12 @@ fn quality_curves(out: &mut String, results: &Results) {
         let metric = words(metric(results, &task));
         let _ = write!(out, "<h3>{}</h3><div class=\"pair\">", escape(&task));
         let _ = write!(out, "<div>{}</div>", curves(&by_flops, "FLOPs kept", &metric));
-        if let Some((batch, length)) = point(results) {
+        for (batch, length) in points(results) {
             let by_latency = |method: &str| {
                 let rows = results.rows.iter().filter(|r| r.task == task && r.method == method);
                 rows.filter_map(|r| Some([share(r, batch, length)?, mean_of(results, r)])).collect()
             };
-            let name = format!("latency at {batch} × {length}, of the dense model's");
+            let name = format!("latency at batch {batch} × {length} tokens, of the dense model's");
             let _ = write!(out, "<div>{}</div>", curves(&curve(&by_latency), &name, &metric));
         }
         out.push_str("</div>");
@@ -213,9 +225,13 @@ fn mean_of(results: &Results, row: &Row) -> f64 {
     results.of(&row.task, &row.method).find(|s| s.keep == row.keep).map_or(row.value, |s| s.mean)
 }
 
-/// The largest batch and length measured: where what was removed shows.
-fn point(results: &Results) -> Option<(usize, usize)> {
-    results.rows.iter().flat_map(|row| &row.latency).map(|l| (l.batch, l.length)).max()
+/// The points drawn: batch 1 by itself, where launches and narrow products count, and the largest batch, where what was
+/// removed shows; the longest rows of each.
+fn points(results: &Results) -> Vec<(usize, usize)> {
+    let measured = || results.rows.iter().flat_map(|row| &row.latency).map(|l| (l.batch, l.length));
+    let mut points: Vec<_> = measured().filter(|(batch, _)| *batch == 1).max().into_iter().collect();
+    points.extend(measured().max().filter(|(batch, _)| *batch != 1));
+    points
 }
 
 fn times(out: &mut String, results: &Results) {

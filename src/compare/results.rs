@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::grid::{DENSE, Grid, TaskEntry};
+use super::grid::{DENSE, Grid, MethodEntry, TaskEntry};
 use crate::error::{Error, Result};
 use crate::eval::latency::Latency;
 use crate::prune::{Stage, UnitMasks};
@@ -13,11 +13,11 @@ use crate::report::RunRecord;
 /// One model of the comparison.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// Task.
+    /// Label of the task.
     pub task: String,
     /// Seed.
     pub seed: u64,
-    /// Method, "dense" for the model unpruned.
+    /// Label of the method, "dense" for the model unpruned.
     pub method: String,
     /// Whether it was pruned before or after fine-tuning; absent for the dense model.
     pub stage: Option<Stage>,
@@ -75,17 +75,20 @@ pub struct Results {
     pub rows: Vec<Row>,
     /// Means over seeds, in the same order.
     pub summary: Vec<Summary>,
-    /// Cells that have not run, and budgets out of a method's reach.
+    /// Models whose cells have not run.
     pub missing: Vec<String>,
+    /// Models whose budget was out of the method's reach.
+    pub out_of_reach: Vec<String>,
 }
 
 /// File beside a cell's masks that holds its latency.
 pub const LATENCY: &str = "latency.json";
 
 impl Results {
-    /// Reads what the cells of `grid` left. A cell that has not run is listed as missing; a damaged record is an error.
+    /// Reads what the cells of `grid` left. A model whose cell has not run, or had nothing to do, is listed as such; a
+    /// damaged record is an error.
     pub fn gather(grid: &Grid) -> Result<Results> {
-        let (mut rows, mut missing) = (Vec::new(), Vec::new());
+        let (mut rows, mut missing, mut out_of_reach) = (Vec::new(), Vec::new(), Vec::new());
         for task in &grid.tasks {
             for seed in grid.dense_seeds() {
                 let name = grid.dense(task, seed);
@@ -97,35 +100,17 @@ impl Results {
             for method in &grid.methods {
                 for &keep in &grid.keep {
                     for &seed in &grid.seeds {
-                        let name = Grid::name(task, seed, &format!("{}/keep-{keep}", method.name));
-                        let folder = grid.directory(&name);
-                        let Some(record) = read(&folder)? else {
-                            missing.push(name);
-                            continue;
-                        };
-                        let Some(mut row) = row(task, seed, &method.name, Some(method.stage), keep, &record)
-                        else {
-                            missing.push(name);
-                            continue;
-                        };
-                        row.masks = masks(&folder)?;
-                        row.latency = latency(&latency_file(grid, task, seed, &method.name, keep))?;
-                        // A model pruned first is one of its method's masks; the record of those has the time.
-                        row.pruning_seconds = match method.stage {
-                            Stage::Post => pruning_seconds(&record),
-                            Stage::Pre => {
-                                let masks = format!("{}/masks/keep-{keep}", method.name);
-                                let of_masks = read(&grid.directory(&Grid::name(task, seed, &masks)))?;
-                                of_masks.as_ref().and_then(pruning_seconds)
-                            }
-                        };
-                        rows.push(row);
+                        match pruned(grid, task, seed, method, keep)? {
+                            Found::Row(row) => rows.push(*row),
+                            Found::OutOfReach(name) => out_of_reach.push(name),
+                            Found::Nothing(name) => missing.push(name),
+                        }
                     }
                 }
             }
         }
         let summary = summarise(&rows);
-        Ok(Results { format: 1, model: grid.model.clone(), rows, summary, missing })
+        Ok(Results { format: 1, model: grid.model.clone(), rows, summary, missing, out_of_reach })
     }
 
     /// One line a row, with names of the columns; latencies are medians, a column for each batch size and length.
@@ -192,6 +177,38 @@ impl Results {
     }
 }
 
+/// What there is of a pruned model.
+enum Found {
+    Row(Box<Row>),
+    OutOfReach(String),
+    Nothing(String),
+}
+
+/// Looks for a pruned model: its record, its masks, the time its pruning took.
+fn pruned(grid: &Grid, task: &TaskEntry, seed: u64, method: &MethodEntry, keep: f64) -> Result<Found> {
+    let named = |cell: &str| Grid::name(task, seed, &format!("{}{cell}", method.label));
+    let name = named(&format!("/keep-{keep}"));
+    let folder = grid.directory(&name);
+    // The cell that prunes, and what it left for this budget.
+    let cell = match method.stage {
+        Stage::Post => grid.directory(&named("")),
+        Stage::Pre => grid.directory(&named("/masks")),
+    };
+    let of_pruning = cell.join(format!("keep-{keep}"));
+    if cell.is_dir() && !of_pruning.is_dir() {
+        return Ok(Found::OutOfReach(name));
+    }
+    let found = match read(&folder)? {
+        Some(record) => row(task, seed, &method.label, Some(method.stage), keep, &record),
+        None => None,
+    };
+    let Some(mut row) = found else { return Ok(Found::Nothing(name)) };
+    row.masks = masks(&folder)?;
+    row.latency = latency(&latency_file(grid, task, seed, &method.label, keep))?;
+    row.pruning_seconds = read(&of_pruning)?.as_ref().and_then(pruning_seconds);
+    Ok(Found::Row(Box::new(row)))
+}
+
 /// Where the latency of a model is noted.
 pub fn latency_file(grid: &Grid, task: &TaskEntry, seed: u64, method: &str, keep: f64) -> std::path::PathBuf {
     let name = Grid::name(task, seed, &format!("{method}/keep-{keep}"));
@@ -232,7 +249,7 @@ fn row(
     let summary = record.task.as_ref()?;
     let evaluation = record.evaluations.last()?;
     Some(Row {
-        task: task.name.clone(),
+        task: task.label.clone(),
         seed,
         method: method.into(),
         stage,
