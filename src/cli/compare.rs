@@ -15,6 +15,7 @@ use secateur::report::format::shell_word;
 use secateur::{Error, Result};
 
 use super::context::Context;
+use super::dual_cp::control;
 use super::options::{Profile, RecipeOptions, value_name};
 use super::prune_options::{Method, StageName};
 use super::{load, training};
@@ -24,8 +25,8 @@ use runner::Runner;
 /// Run methods side by side on the same tasks, seeds and budgets, and draw the curves.
 ///
 /// The grid is cut into cells, each one command of this program. Two things are computed once: the fine-tuned model of a
-/// task and seed, which all methods are measured against, and a method's scores, which serve all its budgets; every method
-/// calibrates for itself. A finished cell is never run again, so the same command continues after an interruption, and
+/// task and seed, which all methods are measured against, and a method's scores, which serve all its budgets. Dual-CP and
+/// its controls are cut from the same trees; every other method calibrates for itself. A finished cell is never run again, so the same command continues after an interruption, and
 /// more tasks, methods and seeds add to a grid that has run; a finished cell that was run with other arguments is an error,
 /// not mixed in. With --list the cells are printed as commands for a scheduler; --gather then makes the tables of whatever
 /// has run.
@@ -58,8 +59,8 @@ pub struct Compare {
     /// Set of choices that every method starts from.
     #[arg(long, value_enum, default_value_t = Profile::Default)]
     profile: Profile,
-    /// Change one choice of one method; repeatable. `secateur methods METHOD` lists a method's choices; those of dual-cp
-    /// and its controls are the dual-cp options of `secateur prune`: `dual-cp:lambda=3`.
+    /// Change one choice of one method; repeatable. `secateur methods METHOD` lists a method's choices; those of dual-cp,
+    /// which its controls follow, are the dual-cp options of `secateur prune`: `dual-cp:lambda=3`.
     #[arg(long, value_name = "METHOD:NAME=VALUE")]
     choose: Vec<String>,
     /// Budgets: fractions of the blocks' FLOPs to keep. Those a method cannot reach are left out and said.
@@ -227,7 +228,9 @@ impl Compare {
             if self.profile != Profile::Default {
                 arguments.extend(["--profile".to_string(), value_name(&self.profile)]);
             }
-            for (_, choice, value) in choices.iter().filter(|(chosen, ..)| chosen == method) {
+            // A control is one of the very Dual-CP it stands beside.
+            let trees = if is_of_dual_cp(*method) { Method::DualCp } else { *method };
+            for (_, choice, value) in choices.iter().filter(|(chosen, ..)| *chosen == trees) {
                 arguments.extend(method_argument(*method, self.profile, choice, value)?);
             }
             let asked = self.stage.iter().map(|&stage| stage.into());
@@ -237,6 +240,7 @@ impl Compare {
                 label: MethodEntry::label_of(&name, stage, own),
                 stage,
                 arguments: arguments.clone(),
+                trees: is_of_dual_cp(*method).then(|| Method::DualCp.name()),
             }));
         }
         Ok(found)
@@ -252,10 +256,17 @@ impl Compare {
             let Some((method, (name, value))) = parts else {
                 return Err(wrong("expected METHOD:NAME=VALUE".into()));
             };
+            let given = |method: &Method| match method {
+                Method::DualCp => self.methods.iter().any(|&method| is_of_dual_cp(method)),
+                method => self.methods.contains(method),
+            };
             let method = Method::from_str(method, false)
                 .ok()
-                .filter(|method| self.methods.contains(method))
+                .filter(given)
                 .ok_or_else(|| wrong(format!("{method} is not among the --methods")))?;
+            if control(method).is_some() {
+                return Err(wrong("it is cut from the trees of dual-cp: choose for that".into()));
+            }
             if found.iter().any(|(m, n, _)| (*m, *n) == (method, name)) {
                 return Err(wrong("chosen twice".into()));
             }
@@ -263,6 +274,11 @@ impl Compare {
         }
         Ok(found)
     }
+}
+
+/// Whether a method is Dual-CP or one of its controls.
+fn is_of_dual_cp(method: Method) -> bool {
+    method == Method::DualCp || control(method).is_some()
 }
 
 /// A task of the command line, with its data where it has some.

@@ -20,8 +20,8 @@ use super::methods::{check_budgets, cost_length};
 use super::options::{Profile, value_name};
 use super::prune_options::{Method, OnInfeasibleName, PruneOptions};
 
-/// Calibrates on `rows` and prunes for every budget of the options; notes method and calibration in the record. Gives
-/// the model back: it is large, and was not copied.
+/// Calibrates on `rows` and prunes for every budget of the options, by each of `methods` (Dual-CP and its controls) from
+/// the same trees; notes method and calibration in the record. Gives the model back: it is large, and was not copied.
 pub fn prune(
     context: &Context,
     record: &mut RunRecord,
@@ -29,7 +29,8 @@ pub fn prune(
     rows: &[Example],
     task: Option<&Task>,
     options: &PruneOptions,
-) -> Result<(Vec<Pruned>, Model)> {
+    methods: &[Method],
+) -> Result<(Vec<Vec<Pruned>>, Model)> {
     options.check_belong(true)?;
     let resolved = resolve(context, options)?;
     let lengths: Vec<usize> = rows.iter().map(Example::length).collect();
@@ -40,16 +41,16 @@ pub fn prune(
     let keep = check_budgets(context, options, |keep| {
         dual_cp::split(&cost, keep, resolved.lambda, resolved.on_infeasible).map(|_| ())
     })?;
-    if keep.is_empty() {
-        return Ok((Vec::new(), model));
-    }
-    let resolved = Options { keep_flops: keep, ..resolved };
     let range = dual_cp::feasible_range(&cost, resolved.lambda);
     let least = match resolved.on_infeasible {
         OnInfeasible::Error => range.minimum().0.max(range.shifted),
         OnInfeasible::Shift => range.shifted,
     };
     record.feasible = Some(Feasible { least, most: 1.0 });
+    if keep.is_empty() {
+        return Ok((vec![Vec::new(); methods.len()], model));
+    }
+    let resolved = Options { keep_flops: keep, ..resolved };
 
     let selection = select(context, options, &lengths, resolved.tokens)?;
     record.calibration = Some(Calibration {
@@ -88,20 +89,25 @@ pub fn prune(
     for (stage, seconds) in &outcome.stages.0 {
         context.progress.record_seconds(&format!("pruning / {stage}"), *seconds);
     }
-    let control = match options.method {
-        Method::Random => Some(Control::Random),
-        Method::RandomSpread => Some(Control::RandomSpread),
-        Method::Worst => Some(Control::Worst),
-        _ => None,
-    };
-    let masked = outcome.results.iter().map(|pruned| {
-        let (masks, budget) = match control {
+    let masked = |method: &Method, pruned: &dual_cp::Pruned| {
+        let (masks, budget) = match control(*method) {
             None => (pruned.masks.clone(), pruned.budget.clone()),
             Some(control) => dual_cp::control(control, &outcome.forest, pruned, &cost, context.seed)?,
         };
         Ok(Pruned { budget: budget.clone(), ..Pruned::of_masks(masks, budget.asked, &cost)? })
-    });
-    Ok((masked.collect::<Result<_>>()?, model))
+    };
+    let of = |method| outcome.results.iter().map(|pruned| masked(method, pruned)).collect::<Result<Vec<_>>>();
+    Ok((methods.iter().map(of).collect::<Result<_>>()?, model))
+}
+
+/// Which control a method is, if it is one.
+pub fn control(method: Method) -> Option<Control> {
+    match method {
+        Method::Random => Some(Control::Random),
+        Method::RandomSpread => Some(Control::RandomSpread),
+        Method::Worst => Some(Control::Worst),
+        _ => None,
+    }
 }
 
 /// The rows and tokens to look at: given, or drawn by the seed.

@@ -15,7 +15,7 @@ use secateur::{Error, Result};
 use super::context::Context;
 use super::options::{ModelOptions, OutputOptions, TaskOptions};
 use super::output::Output;
-use super::prune_options::PruneOptions;
+use super::prune_options::{Method, PruneOptions};
 use super::{dual_cp, evaluate, load, methods, training};
 
 /// Choose which heads and neurons of a model a task needs.
@@ -38,16 +38,25 @@ pub struct Prune {
     task: TaskOptions,
     #[command(flatten)]
     prune: PruneOptions,
+    /// dual-cp: cut its controls from the same trees too, each into a directory of its name: random, random-spread, worst.
+    #[arg(long)]
+    with_controls: bool,
     #[command(flatten)]
     output: OutputOptions,
 }
 
+/// Dual-CP and what is cut from its trees.
+const WITH_CONTROLS: [Method; 4] = [Method::DualCp, Method::Random, Method::RandomSpread, Method::Worst];
+
 impl Prune {
     pub fn run(&self, context: &mut Context) -> Result<()> {
+        let stage = self.prune.stage();
+        if self.with_controls && (self.prune.method != Method::DualCp || stage != Stage::Pre) {
+            return Err(Error::usage("--with-controls belongs to dual-cp before fine-tuning"));
+        }
         let output = Output::create(&self.output, false)?;
         let mut record = context.record("prune");
         let (directory, config) = load::configuration(&self.model.model)?;
-        let stage = self.prune.stage();
         let needs = self.prune.needs()?;
         let mut source = None;
         let (rows, task) = match &self.prune.calibration_inputs {
@@ -81,13 +90,23 @@ impl Prune {
         };
         let model = load::weights(context, &mut record, &directory, &self.model.model, request)?;
         let dense = model.config().widths();
-        let (results, model) = prune(context, &mut record, model, &rows, task.as_ref(), &self.prune)?;
+        let methods: &[Method] =
+            if self.with_controls { &WITH_CONTROLS } else { std::slice::from_ref(&self.prune.method) };
+        let (results, model) =
+            prune_by(context, &mut record, model, &rows, task.as_ref(), &self.prune, methods)?;
 
         let mut records = Vec::new();
-        for pruned in &results {
+        let all = methods.iter().zip(&results);
+        for (method, pruned) in all.flat_map(|(method, all)| all.iter().map(move |pruned| (*method, pruned)))
+        {
             let mut own = record.clone();
             note(&mut own, pruned, &dense);
-            let folder = folder(output.path(), &self.prune, pruned.budget.asked)?;
+            let mut base = output.path().to_path_buf();
+            if method != self.prune.method {
+                base.push(method.name());
+                own.method.iter_mut().for_each(|noted| noted.name = method.name());
+            }
+            let folder = folder(&base, &self.prune, pruned.budget.asked)?;
             pruned.masks.write_with_empty(&folder.join("masks.json"), pruned.empty)?;
             // Before fine-tuning the masks are the result; after it, or with weights that were tuned, the model is.
             if stage == Stage::Post || pruned.values.is_some() {
@@ -104,7 +123,7 @@ impl Prune {
             write_report(&folder, &own, Some(&pruned.masks))?;
             records.push(own);
         }
-        if results.is_empty() {
+        if records.is_empty() {
             write_nothing(context, output.path(), &mut record)?;
         }
         output.commit()?;
@@ -123,11 +142,25 @@ pub fn prune(
     task: Option<&Task>,
     options: &PruneOptions,
 ) -> Result<(Vec<Pruned>, Model)> {
+    let (mut results, model) = prune_by(context, record, model, rows, task, options, &[options.method])?;
+    Ok((results.pop().unwrap_or_default(), model))
+}
+
+/// The same by several methods: the options' own, and the controls that are cut from its trees.
+fn prune_by(
+    context: &Context,
+    record: &mut RunRecord,
+    model: Model,
+    rows: &[Example],
+    task: Option<&Task>,
+    options: &PruneOptions,
+    all: &[Method],
+) -> Result<(Vec<Vec<Pruned>>, Model)> {
     match options.method.job(options.profile) {
-        None => dual_cp::prune(context, record, model, rows, task, options),
+        None => dual_cp::prune(context, record, model, rows, task, options, all),
         Some(method) => {
             let pruned = methods::prune(context, record, &model, method, rows, task, options)?;
-            Ok((pruned, model))
+            Ok((vec![pruned], model))
         }
     }
 }
@@ -145,10 +178,8 @@ pub fn note(record: &mut RunRecord, pruned: &Pruned, dense: &[LayerWidths]) {
 
 /// The directory of one budget: the output itself, or one of its own where there are several.
 pub fn folder(output: &Path, options: &PruneOptions, keep: f64) -> Result<std::path::PathBuf> {
-    if options.budgets().len() == 1 && !options.subdirectories {
-        return Ok(output.to_path_buf());
-    }
-    let folder = output.join(format!("keep-{keep}"));
+    let one = options.budgets().len() == 1 && !options.subdirectories;
+    let folder = if one { output.to_path_buf() } else { output.join(format!("keep-{keep}")) };
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "creating"))?;
     Ok(folder)
 }

@@ -2,7 +2,7 @@
 //!
 //! Names are paths below `cells` in the output directory: `mrpc/seed-1/dense` is the fine-tuned model,
 //! `mrpc/seed-1/kcm` a method that prunes it, for all budgets at once; `mrpc/seed-1/dual-cp/masks` the masks of a method
-//! that prunes before fine-tuning, and `mrpc/seed-1/dual-cp/keep-0.6` a model fine-tuned under them. The first part is the
+//! that prunes before fine-tuning and of its controls, and `mrpc/seed-1/dual-cp/keep-0.6` a model fine-tuned under them. The first part is the
 //! task's label; a method that is turned round says so in its own: `kcm-pre`.
 //!
 //! Seeds may mean two things. With a dense model for each, deviations are of the whole procedure; with one for all
@@ -43,12 +43,23 @@ pub struct MethodEntry {
     pub stage: Stage,
     /// Arguments of the commands that prune by it: its profile and single choices.
     pub arguments: Vec<String>,
+    /// The method whose calibration and trees it is cut from, before fine-tuning: Dual-CP for itself and its controls.
+    pub trees: Option<String>,
 }
 
 impl MethodEntry {
     /// The method's name, with the stage where it is not its `own`: both may stand in one comparison.
     pub fn label_of(name: &str, stage: Stage, own: Stage) -> String {
         if stage == own { name.to_string() } else { format!("{name}-{}", stage.name()) }
+    }
+
+    /// The cell that makes the masks of a method that prunes first, and the folder with a directory for each budget: the
+    /// cell itself, or the control's part of it.
+    pub fn masks(&self) -> (String, String) {
+        let cell = format!("{}/masks", self.trees.as_ref().unwrap_or(&self.label));
+        let own = self.trees.as_ref().is_none_or(|trees| *trees == self.name);
+        let folder = if own { cell.clone() } else { format!("{cell}/{}", self.name) };
+        (cell, folder)
     }
 }
 
@@ -186,9 +197,12 @@ impl Grid {
             cells.len() - 1
         });
         for method in &self.methods {
-            let shared = ["--method", &method.name, "--stage", method.stage.name(), "--keep-flops", &keep];
-            let mut pruning: Vec<String> = shared.map(String::from).into();
+            let shared = method.trees.as_ref().filter(|_| method.stage == Stage::Pre);
+            let by = shared.unwrap_or(&method.name);
+            let words = ["--method", by, "--stage", method.stage.name(), "--keep-flops", &keep];
+            let mut pruning: Vec<String> = words.map(String::from).into();
             pruning.extend(["--skip-infeasible", "--subdirectories"].map(String::from));
+            pruning.extend(shared.map(|_| "--with-controls".to_string()));
             pruning.extend(method.arguments.iter().chain(&self.prune_arguments).cloned());
             let discard = if self.keep_models { vec![] } else { vec![NO_MODEL.to_string()] };
             if method.stage == Stage::Post {
@@ -198,10 +212,13 @@ impl Grid {
                 cells.push(cell);
                 continue;
             }
-            let masks = format!("{}/masks", method.label);
-            let cell = self.cell(task, seed, &masks, "prune", &self.model, &[&pruning]);
-            let (index, folder) = (cells.len(), cell.directory.clone());
-            cells.push(cell);
+            let (masks, folder) = method.masks();
+            let name = Grid::name(task, seed, &masks);
+            let index = cells.iter().position(|cell| cell.name == name).unwrap_or_else(|| {
+                cells.push(self.cell(task, seed, &masks, "prune", &self.model, &[&pruning]));
+                cells.len() - 1
+            });
+            let folder = self.directory(&Grid::name(task, seed, &folder));
             for keep in &self.keep {
                 let file = folder.join(format!("keep-{keep}")).join("masks.json");
                 let own = ["--masks".to_string(), file.display().to_string()];
@@ -270,6 +287,7 @@ mod tests {
             label: name.into(),
             stage,
             arguments: vec![],
+            trees: None,
         };
         let task = |name: &str| TaskEntry { name: name.into(), label: name.into(), data: None };
         Grid {
@@ -302,6 +320,29 @@ mod tests {
         }
         assert_eq!(depths(&cells)[..6], [0, 0, 1, 1, 1, 1]);
         assert!(cells[5].arguments.join(" ").contains("--keep-flops 0.8,0.6,0.4"));
+    }
+
+    #[test]
+    fn controls_are_cut_from_the_trees_of_their_method() {
+        let mut grid = grid();
+        let trees = Some("dual-cp".to_string());
+        let entry = |name: &str| MethodEntry {
+            name: name.into(),
+            label: name.into(),
+            trees: trees.clone(),
+            ..grid.methods[0].clone()
+        };
+        let methods = vec![entry("random"), entry("dual-cp"), entry("worst")];
+        grid.methods = methods;
+        let cells = grid.cells();
+        // A task and seed: the dense model, masks of all three, three fine-tunings of each.
+        assert_eq!(cells.len(), 4 * (1 + 1 + 9));
+        assert_eq!(cells[1].name, "mrpc/seed-1/dual-cp/masks");
+        assert!(cells[1].arguments.join(" ").contains("--method dual-cp"));
+        let masks = |name: &str| cells.iter().find(|cell| cell.name == name).unwrap().needs.clone().unwrap();
+        let folder = Path::new("o/cells/mrpc/seed-1/dual-cp/masks");
+        assert_eq!(masks("mrpc/seed-1/dual-cp/keep-0.6"), folder.join("keep-0.6/masks.json"));
+        assert_eq!(masks("mrpc/seed-1/worst/keep-0.6"), folder.join("worst/keep-0.6/masks.json"));
     }
 
     #[test]

@@ -17,11 +17,12 @@ use crate::error::{Error, Result};
 use crate::report::RunRecord;
 use crate::report::record::InputFile;
 
-/// Options that change no result.
-const FREE: [&str; 7] = ["--device", "--threads", "--out", "--overwrite", "--resume", "--quiet", "--json"];
+/// Options that change no result; and masks, of which the content counts, wherever they lie.
+const FREE: [&str; 8] =
+    ["--device", "--threads", "--out", "--overwrite", "--resume", "--quiet", "--json", "--masks"];
 
 /// Options whose values are paths.
-const PATHS: [&str; 4] = ["--model", "--data", "--masks", "--against"];
+const PATHS: [&str; 3] = ["--model", "--data", "--against"];
 
 /// Fails where a finished cell is not the one asked for, naming the cell, what differs, and what to do.
 pub fn check(grid: &Grid, cells: &[Cell]) -> Result<()> {

@@ -33,7 +33,8 @@ pub struct Row {
     pub larger_is_better: bool,
     /// Parameters of the whole model.
     pub parameters: Option<u64>,
-    /// Seconds of pruning, calibration included, for all budgets of the method together.
+    /// Seconds of pruning, calibration included, for all budgets of the method together; those of Dual-CP and its controls
+    /// are the same seconds.
     pub pruning_seconds: Option<f64>,
     /// Seconds of fine-tuning this model.
     pub training_seconds: Option<f64>,
@@ -186,15 +187,16 @@ enum Found {
 
 /// Looks for a pruned model: its record, its masks, the time its pruning took.
 fn pruned(grid: &Grid, task: &TaskEntry, seed: u64, method: &MethodEntry, keep: f64) -> Result<Found> {
-    let named = |cell: &str| Grid::name(task, seed, &format!("{}{cell}", method.label));
-    let name = named(&format!("/keep-{keep}"));
+    let name = Grid::name(task, seed, &format!("{}/keep-{keep}", method.label));
     let folder = grid.directory(&name);
     // The cell that prunes, and what it left for this budget.
-    let cell = match method.stage {
-        Stage::Post => grid.directory(&named("")),
-        Stage::Pre => grid.directory(&named("/masks")),
+    let (cell, folder_of_budgets) = match method.stage {
+        Stage::Post => (method.label.clone(), method.label.clone()),
+        Stage::Pre => method.masks(),
     };
-    let of_pruning = cell.join(format!("keep-{keep}"));
+    let cell = grid.directory(&Grid::name(task, seed, &cell));
+    let budgets = grid.directory(&Grid::name(task, seed, &folder_of_budgets));
+    let of_pruning = budgets.join(format!("keep-{keep}"));
     if cell.is_dir() && !of_pruning.is_dir() {
         return Ok(Found::OutOfReach(name));
     }

@@ -226,7 +226,7 @@ fn a_task_stands_twice_and_the_listed_lines_make_the_same_table() {
     let model = model(folder.path());
     let tasks = ("--tasks", "agreement:first,agreement:second");
     let grid = |out| {
-        let grid = small("pretrained", out, "dual-cp,mask-tuning,layer-dropping", "0.8,0.1");
+        let grid = small("pretrained", out, "random,dual-cp,mask-tuning,layer-dropping", "0.8,0.1");
         with(&grid, &[tasks, ("--choose", "dual-cp:lambda=2")])
     };
     assert!(model.ends_with("pretrained"));
@@ -266,9 +266,24 @@ fn a_task_stands_twice_and_the_listed_lines_make_the_same_table() {
     assert!(page.contains("first") && page.contains("second"));
     let again = at(&[&grid("listed")[..], &["--list"]].concat());
     assert!(again.lines().all(|line| line.starts_with('#')), "{again}");
-    let record = folder.path().join("run/cells/first/seed-1/dual-cp/masks/keep-0.8/run.json");
-    let record: Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
-    assert_eq!(record["method"]["choices"]["lambda"]["value"], "2");
+
+    // The control is cut from the trees of dual-cp, and is what it would be by itself.
+    let masks = folder.path().join("run/cells/first/seed-1/dual-cp/masks");
+    assert!(!folder.path().join("run/cells/first/seed-1/random/masks").exists());
+    let alone = folder.path().join("alone");
+    for (method, shared) in [("dual-cp", masks.clone()), ("random", masks.join("random"))] {
+        let record: Value =
+            serde_json::from_slice(&std::fs::read(shared.join("keep-0.8/run.json")).unwrap()).unwrap();
+        assert_eq!(record["method"]["name"], method);
+        assert_eq!(record["method"]["choices"]["lambda"]["value"], "2");
+        let own = ["prune", "--model", text(&model), "--task", "agreement", "--max-length", "32"];
+        let rows = ["--train-rows", "32", "--calibration-rows", "32", "--seed", "1", "--device", "cpu"];
+        let choice = ["--method", method, "--lambda", "2", "--keep-flops", "0.8"];
+        let out = ["--out", text(&alone), "--overwrite"];
+        at(&[&own[..], &rows, &choice, &out].concat());
+        let masks = |folder: &Path| std::fs::read(folder.join("masks.json")).unwrap();
+        assert!(masks(&alone) == masks(&shared.join("keep-0.8")), "{method}");
+    }
 }
 
 #[test]
@@ -377,6 +392,7 @@ fn what_no_cell_could_use_is_refused_before_any_runs() {
         (with(&grid, &[("--choose", "taylor:score=fisher")]), "not among the --methods"),
         (with(&grid, &[("--choose", "kcm:nonsense=1")]), "nonsense"),
         (with(&grid, &[("--choose", "dual-cp:nonsense=1")]), "nonsense"),
+        (with(&grid, &[("--methods", "random"), ("--choose", "random:lambda=2")]), "choose for that"),
         (with(&grid, &[("--choose", "dual-cp:linkage=nonsense")]), "nonsense"),
         (with(&grid, &[("--seed", "3")]), "--seeds 3"),
         (with(&grid, &[("--against", "m")]), "--against"),
