@@ -1,9 +1,9 @@
 //! The cells of a comparison and the order they need.
 //!
-//! Names are paths below `cells` in the output directory: `mrpc/seed-1/dense` is the fine-tuned model,
-//! `mrpc/seed-1/kcm` a method that prunes it, for all budgets at once; `mrpc/seed-1/dual-cp/masks` the masks of a method
-//! that prunes before fine-tuning and of its controls, and `mrpc/seed-1/dual-cp/keep-0.6` a model fine-tuned under them. The first part is the
-//! task's label; a method that is turned round says so in its own: `kcm-pre`.
+//! Names are paths below `cells` in the output directory, the task's label first: `mrpc/seed-1/dense` is the fine-tuned
+//! model, `mrpc/seed-1/kcm` a method that prunes it, for all budgets at once; `mrpc/seed-1/dual-cp/masks` the masks of a
+//! method that prunes before fine-tuning, and of its controls; `mrpc/seed-1/dual-cp/keep-0.6` a model fine-tuned under
+//! them. A method that is turned round says so: `mrpc/seed-1/kcm-pre/masks`.
 //!
 //! Seeds may mean two things. With a dense model for each, deviations are of the whole procedure; with one for all
 //! ([`Grid::dense_seed`]) they are of the calibration rows alone, as in the papers of methods that need no retraining,

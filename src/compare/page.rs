@@ -251,7 +251,7 @@ fn times(out: &mut String, results: &Results) {
     };
     out.push_str(
         "<section><h2>Time to prune</h2><p class=\"hint\">Calibration and pruning, mean over seeds; one pass serves all \
-         budgets where the method allows it.</p>",
+         budgets where the method allows it, and Dual-CP together with its controls.</p>",
     );
     for task in tasks(results) {
         let bar = |(index, name): (usize, &String)| {
