@@ -42,7 +42,7 @@ pub enum Emptied {
 /// All choices of K-prune.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {
-    /// Tokens of calibration that the rows are to hold together ([`Options::rows`]).
+    /// Tokens of calibration that the rows are to hold together.
     pub tokens: usize,
     /// Temperature T of the teacher's and the student's predictions.
     pub temperature: f64,
