@@ -7,7 +7,7 @@ use secateur::ops::select::cuda::Budget;
 use secateur::ops::{select, seminmf, weightmask};
 
 use crate::common::{Matrix, Random, Wide, assert_within};
-use crate::select::{Padded, by_sorting, by_sorting_together, scores};
+use crate::select::{Padded, by_sorting, by_sorting_together, cases, scores};
 use crate::seminmf::{kernel_error, rows, update_error};
 use crate::support::device::TestDevice;
 
@@ -139,5 +139,28 @@ proptest! {
         device.run(|queue| seminmf::cuda::first_update(queue, on_kernel, on_c, growth));
         assert_within("C", &device.read(&on_c), &exact.data, |at| update_error(n, exact.data[at]));
         assert_within("growth", &device.read_floats(growth, 1), &[exact_growth], |_| update_error(n, 1.0 + exact_growth) + 1e-7 * exact_growth.abs());
+    }
+}
+
+#[test]
+fn the_edges_of_a_selection_on_a_device() {
+    for case in cases() {
+        for padded in case.matrices() {
+            let expected = case.words(&padded);
+            let mut device = TestDevice::new();
+            let keep = Pointer::<u64>::new(device.output_floats(2 * expected.len()).address);
+            let scores = device.floats(&padded.values);
+            let Padded { values, cols, ld } = padded;
+            let matrix = select::cuda::Matrix { scores, values: values.len(), cols, ld, keep };
+            let budget = Budget {
+                count: device.ints(&[case.count as i32]),
+                threshold: Pointer::NULL,
+                kept: device.output_floats(1),
+            };
+            device.run(|queue| select::cuda::keep_largest(queue, &[matrix], case.magnitude, budget));
+            let kept = device.read_floats(budget.kept, 1)[0];
+            let found = (kept as usize, read_words(&device, keep, expected.len()));
+            assert_eq!(found, (case.kept.len(), expected), "{}, rows of {ld}", case.name);
+        }
     }
 }

@@ -114,10 +114,88 @@ proptest! {
     }
 }
 
-/// After one step of Adam every score is about ± the learning rate: the first of the equal ones stay.
+/// Scores, and which of them are kept, written down by hand.
+pub struct Case {
+    pub name: &'static str,
+    pub scores: Vec<f32>,
+    pub magnitude: bool,
+    pub count: usize,
+    pub kept: Vec<usize>,
+}
+
+/// The edges of a selection; every version is run on all of them.
+pub fn cases() -> Vec<Case> {
+    let case = |name, scores: &[f32], count, kept: &[usize]| Case {
+        name,
+        scores: scores.to_vec(),
+        magnitude: false,
+        count,
+        kept: kept.to_vec(),
+    };
+    let of_size = |case: Case| Case { magnitude: true, ..case };
+    let (mixed, zeros) = ([0.5, -3.0, 7.0, 0.0, 2.0], [-0.0, 0.0, -0.0, 0.0]);
+    let first = |count: usize| (0..count).collect::<Vec<usize>>();
+    vec![
+        case("none", &mixed, 0, &[]),
+        case("all", &mixed, 5, &first(5)),
+        case("more than there are", &mixed, 9, &first(5)),
+        case("one of several", &mixed, 1, &[2]),
+        case("none of one", &[-1.0], 0, &[]),
+        case("the only one", &[-1.0], 1, &[0]),
+        case("of nothing", &[], 0, &[]),
+        case("two of nothing", &[], 2, &[]),
+        // After one step of Adam every score is about ± the learning rate.
+        case("all equal", &[0.02; 100], 70, &first(70)),
+        case("all equal, a whole word", &[0.02; 128], 64, &first(64)),
+        case("all equal, none", &[0.02; 100], 0, &[]),
+        case("all equal, all", &[0.02; 100], 100, &first(100)),
+        case("a tie at the cut", &[1.0, 3.0, 2.0, 2.0, 0.0, 2.0, 3.0], 4, &[1, 2, 3, 6]),
+        case("a tie just above the cut", &[1.0, 3.0, 2.0, 2.0, 0.0, 2.0, 3.0], 5, &[1, 2, 3, 5, 6]),
+        case("zero is above minus zero", &zeros, 2, &[1, 3]),
+        case("of minus zeros the first", &zeros, 3, &[0, 1, 3]),
+        case("around zero", &[-1e-45, -0.0, 0.0, 1e-45], 2, &[2, 3]),
+        case("the smallest of both signs", &[-1e-45, 1e-45, -0.0, 0.0], 3, &[1, 2, 3]),
+        of_size(case("zeros have no sign", &zeros, 2, &[0, 1])),
+        of_size(case("sizes tie whatever the sign", &[1.0, -2.0, 2.0, -2.0], 2, &[1, 2])),
+        of_size(case("all of one size", &[-0.02; 100], 33, &first(33))),
+    ]
+}
+
+impl Case {
+    /// As a matrix of one row, and as one of a score a row with padding behind it.
+    pub fn matrices(&self) -> [Padded; 2] {
+        let dense = Padded {
+            values: self.scores.clone(),
+            cols: self.scores.len().max(1),
+            ld: self.scores.len().max(1),
+        };
+        let mut values = vec![f32::INFINITY; 8 * self.scores.len()];
+        values.iter_mut().step_by(8).zip(&self.scores).for_each(|(value, score)| *value = *score);
+        [dense, Padded { values, cols: 1, ld: 8 }]
+    }
+
+    /// The bits of such a matrix.
+    pub fn words(&self, matrix: &Padded) -> Vec<u64> {
+        let mut words = vec![0; matrix.values.len().div_ceil(64)];
+        let step = matrix.ld / matrix.cols;
+        self.kept.iter().for_each(|i| words[i * step / 64] |= 1 << (i * step % 64));
+        words
+    }
+}
+
 #[test]
-fn of_equal_scores_the_first_are_kept() {
-    let mut keep = [0u64; 2];
-    select::cpu::keep_largest(&mut [Matrix::dense(&[0.02; 100], &mut keep)], false, 70);
-    assert_eq!(keep, [u64::MAX, (1 << 6) - 1]);
+fn the_edges_of_a_selection() {
+    for case in cases() {
+        for padded in case.matrices() {
+            let Padded { values, cols, ld } = &padded;
+            let (expected, wide) = (case.words(&padded), wide(values));
+            let mut keep = vec![u64::MAX; expected.len()];
+            let mut sorted = [Matrix { scores: &wide, cols: *cols, ld: *ld, keep: &mut keep }];
+            let kept = select::reference::keep_largest(&mut sorted, case.magnitude, case.count);
+            assert_eq!((kept, &keep), (case.kept.len(), &expected), "reference: {}, rows of {ld}", case.name);
+            let mut keep = vec![u64::MAX; expected.len()];
+            let kept = select::cpu::keep_largest(&mut [padded.matrix(&mut keep)], case.magnitude, case.count);
+            assert_eq!((kept, &keep), (case.kept.len(), &expected), "cpu: {}, rows of {ld}", case.name);
+        }
+    }
 }
