@@ -1,8 +1,7 @@
 //! N:M sparsity: of every M weights that follow each other along a matrix's inputs, at most N are kept.
 //!
 //! 2:4 is the one pattern of zeros that NVIDIA's tensor cores skip (from compute capability 8.0, in kernels made for it).
-//! A snap only removes: in every group the N kept weights that rank highest stay. By score, or by magnitude; of equal
-//! ones the first.
+//! A snap only removes: in every group the N kept weights of the largest magnitudes stay; of equal ones the first.
 
 use std::str::FromStr;
 
@@ -40,27 +39,13 @@ impl FromStr for Pattern {
     }
 }
 
-/// The masks that keep, of what `masks` keep, at most N in every group of M inputs of an output. `scores` is a block laid
-/// out as the model's parameters; without it the weights' magnitudes rank. Fails where a matrix has a number of inputs
-/// that M does not divide.
-pub fn snap(
-    masks: &WeightMasks,
-    model: &Model,
-    scores: Option<&[f32]>,
-    pattern: Pattern,
-) -> Result<WeightMasks> {
+/// The masks that keep, of what `masks` keep, at most N in every group of M inputs of an output: those with the largest
+/// magnitudes in `model`. Fails where a matrix has a number of inputs that M does not divide.
+pub fn snap(masks: &WeightMasks, model: &Model, pattern: Pattern) -> Result<WeightMasks> {
     let places = masks.places(&model.architecture)?;
-    let block = scores.unwrap_or(&model.values);
-    if block.len() != model.layout().block_len() {
-        let message = format!("{} scores for a block of {}", block.len(), model.layout().block_len());
-        return Err(Error::shape("scores", message));
-    }
     let snapped = masks.matrices.iter().zip(places).map(|(mask, id)| {
         let parameter = model.layout().get(id);
-        let rank = |row: usize, col: usize| {
-            let value = block[parameter.offset + row * parameter.ld() + col];
-            if scores.is_some() { value } else { value.abs() }
-        };
+        let rank = |row: usize, col: usize| model.values[parameter.offset + row * parameter.ld() + col].abs();
         let inputs_are_columns = model.architecture.parameters.order_of(id) == WeightOrder::OutIn;
         snap_matrix(mask, inputs_are_columns, pattern, rank)
     });

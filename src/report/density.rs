@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::figures::{Curve, curves, legend};
+use super::figures::{Curve, curves, legend, nth_class};
 use super::format;
 use super::svg::{Svg, escape};
 use super::table::Table;
@@ -278,13 +278,12 @@ pub fn svg(densities: &[Density]) -> String {
 
 /// The drawing and the curves by layer as a page.
 pub fn html(title: &str, densities: &[Density]) -> String {
-    let classes = ["kept", "other", "dense", "worst"];
     let lines: Vec<Curve> = densities
         .iter()
         .enumerate()
         .map(|(index, density)| Curve {
             name: density.name.clone(),
-            class: classes[index % classes.len()].into(),
+            class: nth_class(index),
             points: (0..density.layers)
                 .filter_map(|layer| Some([(layer + 1) as f64, 100.0 * density.layer(layer, None)?]))
                 .collect(),

@@ -194,6 +194,14 @@ pub fn curves(curves: &[Curve], x_name: &str, y_name: &str) -> String {
     out
 }
 
+/// Colours of the style sheet for things in an order of their own.
+const COLOURS: usize = 10;
+
+/// CSS class of the colour of the `index`-th of several things; more than there are colours share them.
+pub fn nth_class(index: usize) -> String {
+    format!("m{}", index % COLOURS)
+}
+
 /// Names and colours of curves or bars.
 pub fn legend<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut out = String::from(r#"<p class="legend">"#);

@@ -54,6 +54,15 @@ fn figures_hold_every_number_and_no_markup_from_outside() {
     let svg = density::svg(&[some.clone(), all.clone()]);
     assert!(svg.starts_with("<svg xmlns=") && !svg.contains("<b>"), "{svg}");
     assert!(svg.contains("layer 1 head 2: 100.00 %") && svg.contains("layer 2 key: 50.00 %"));
-    let page = density::html("a & b", &[some, all]);
+    let page = density::html("a & b", &[some, all.clone()]);
     assert!(page.starts_with("<!DOCTYPE html>") && page.contains("a &amp; b") && !page.contains("<b>"));
+    // Ten colours for ten models.
+    let ten = density::html("ten", &vec![all; 10]);
+    let legend = ten.split("<p class=\"legend\">").nth(1).unwrap().split("</p>").next().unwrap();
+    let mut colours: Vec<&str> =
+        legend.split("<i class=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    assert_eq!(colours.len(), 10, "{legend}");
+    colours.sort_unstable();
+    colours.dedup();
+    assert_eq!(colours.len(), 10, "{colours:?}");
 }

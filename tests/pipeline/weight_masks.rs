@@ -272,13 +272,12 @@ proptest! {
     }
 
     #[test]
-    fn a_snap_keeps_the_largest_of_every_group_and_adds_nothing(share in 0.0..1.0f64, seed: u64, by_score: bool) {
+    fn a_snap_keeps_the_largest_of_every_group_and_adds_nothing(share in 0.0..1.0f64, seed: u64) {
         for family in [Family::Bert, Family::Gpt2] {
             let model = model(family, seed);
             let masks = random_masks(&model, share, seed);
-            let scores = Random(seed).normals(model.values.len());
             let pattern: Pattern = "2:4".parse().unwrap();
-            let snapped = snap(&masks, &model, by_score.then_some(&scores[..]), pattern).unwrap();
+            let snapped = snap(&masks, &model, pattern).unwrap();
             for (before, after) in masks.matrices.iter().zip(&snapped.matrices) {
                 let id = masks.places(&model.architecture).unwrap()
                     [masks.matrices.iter().position(|m| m.name == before.name).unwrap()];
@@ -290,8 +289,7 @@ proptest! {
                 };
                 let first = |output: usize| if step == 1 { output * inputs } else { output };
                 let rank = |i: usize| {
-                    let at = parameter.offset + i / before.cols * parameter.ld() + i % before.cols;
-                    if by_score { scores[at] } else { model.values[at].abs() }
+                    model.values[parameter.offset + i / before.cols * parameter.ld() + i % before.cols].abs()
                 };
                 for output in 0..outputs {
                     for group in 0..inputs / 4 {
@@ -316,7 +314,7 @@ fn patterns_that_are_none_are_refused() {
         assert!(message(text.parse::<Pattern>()).contains("N:M"), "{text}");
     }
     let model = model(Family::Bert, 1);
-    let found = message(snap(&random_masks(&model, 0.5, 1), &model, None, Pattern::new(2, 3).unwrap()));
+    let found = message(snap(&random_masks(&model, 0.5, 1), &model, Pattern::new(2, 3).unwrap()));
     assert!(found.contains("groups of 3"), "{found}");
 }
 
