@@ -54,7 +54,8 @@ pub struct Evaluate {
     #[arg(long, value_name = "FILE")]
     mask_file: Option<PathBuf>,
     /// Answer by the language-model head's logits of these words, one a class (spans: start and end), as SMP does:
-    /// without words by the published ones of the task. Masks that `sparsify --method smp` wrote bring theirs along.
+    /// without words by the published ones of the task. Masks that `sparsify --method smp` wrote bring theirs along, and so
+    /// does a model that `export` applied them to.
     #[arg(long, value_name = "WORD,…", value_delimiter = ',', num_args = 0..)]
     label_words: Option<Vec<String>>,
     /// Split to evaluate: dev or test.
@@ -134,16 +135,22 @@ impl Evaluate {
 }
 
 impl Evaluate {
-    /// Tokens of the label words that answer, if any do: those of the options, else those of the mask file.
+    /// Tokens of the label words that answer, if any do: those of the options, else of the mask file, else of the model.
     fn words(&self, task: &Task, source: &load::Source) -> Result<Option<Vec<u32>>> {
         if let Some(words) = &self.label_words {
             let given = (!words.is_empty()).then_some(words.as_slice());
             let words = label_words::tokens(task, given, Profile::Default, &source.tokenizer)?;
             return Ok(Some(words.into_iter().map(|(_, id)| id).collect()));
         }
-        let Some(path) = &self.mask_file else { return Ok(None) };
-        let architecture = Architecture::new(source.config.clone(), Head::Backbone)?;
-        let words = mask_file::read(path, &architecture)?.label_words;
+        let of_model = if task.outputs().is_some() { source.config.label_words.clone() } else { Vec::new() };
+        let words = match &self.mask_file {
+            Some(path) => {
+                let architecture = Architecture::new(source.config.clone(), Head::Backbone)?;
+                let of_file = mask_file::read(path, &architecture)?.label_words;
+                if of_file.is_empty() { of_model } else { of_file }
+            }
+            None => of_model,
+        };
         Ok((!words.is_empty()).then_some(words))
     }
 

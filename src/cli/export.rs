@@ -24,6 +24,9 @@ use super::output::Output;
 /// like any other number: such a model is as large in memory and as slow as before. It is small on disk (`sparse`, or the
 /// masks alone beside the one frozen model of all tasks), and that is all. Removed heads and neurons do make a model
 /// smaller and faster.
+///
+/// Masks of SMP answer by label words. `hf` and `sparse` note them in config.json, where `evaluate` reads them; other programs
+/// take the logits of these words from the language-model head.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  secateur export --model frozen --mask-file masks.npy --format hf --out masked\n    \
@@ -144,6 +147,7 @@ impl Export {
                 if let Some(masks) = &weights {
                     masks.apply(&mut model)?;
                 }
+                model.architecture.config.label_words = label_words;
                 self.write_model(context, model, units.as_ref(), &directory, folder, &mut text)?
             }
         };
@@ -175,7 +179,7 @@ impl Export {
 
     /// The masks of the file, snapped where asked to (`None` if there is nothing to mask), and its label words.
     fn weight_masks(&self, record: &mut RunRecord, model: &Model) -> Result<(Option<WeightMasks>, Vec<u32>)> {
-        let mut label_words = Vec::new();
+        let mut label_words = model.config().label_words.clone();
         let masks = match &self.mask_file {
             Some(path) => {
                 let file = load::weight_masks(record, path, model)?;
@@ -186,9 +190,7 @@ impl Export {
             None => None,
         };
         match (masks, self.snap) {
-            (Some(masks), Some(pattern)) => {
-                Ok((Some(snap::snap(&masks, model, None, pattern)?), label_words))
-            }
+            (Some(masks), Some(pattern)) => Ok((Some(snap::snap(&masks, model, pattern)?), label_words)),
             (masks, _) => Ok((masks, label_words)),
         }
     }
@@ -277,8 +279,19 @@ impl Export {
             let _ = writeln!(text, "{line}");
         }
         // A model without a tokenizer, as a fixture or a backbone may be, is exported without one.
+        let words = &model.config().label_words;
         match Tokenizer::from_directory(source, model.config().family.model_type()) {
-            Ok(tokenizer) => tokenizer.save(folder)?,
+            Ok(tokenizer) => {
+                if !words.is_empty() {
+                    let shown: Vec<String> = words.iter().filter_map(|&id| tokenizer.token(id)).collect();
+                    let _ = writeln!(
+                        text,
+                        "classes are answered by the label words {}, noted in config.json for `evaluate`",
+                        shown.join(", ")
+                    );
+                }
+                tokenizer.save(folder)?;
+            }
             Err(error) => context.progress.warn(format!("exported without a tokenizer: {error}")),
         }
         Ok(json!({

@@ -154,6 +154,9 @@ pub struct ModelConfig {
     pub saved_head: Option<Head>,
     /// Names of the classes.
     pub labels: Vec<String>,
+    /// Tokens of the label words that answer for the classes of a task through the language-model head, in class order, where
+    /// the weights were masked for that task (SMP); empty otherwise.
+    pub label_words: Vec<u32>,
     /// Padding token.
     pub pad_token: Option<u32>,
     /// Token at the beginning of a text.

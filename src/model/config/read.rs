@@ -172,6 +172,7 @@ impl ModelConfig {
             scale_attention_by_layer: fields.flag("scale_attn_by_inverse_layer_idx", false)?,
             saved_head: None,
             labels,
+            label_words: label_words(&fields)?,
             pad_token: fields.token("pad_token_id")?,
             bos_token: fields.token("bos_token_id")?,
             eos_token: fields.token("eos_token_id")?,
@@ -377,6 +378,17 @@ fn original(fields: &Fields, name: &str) -> Result<Option<usize>> {
     let Some((_, own)) = fields.any(&["secateur"]) else { return Ok(None) };
     let map = own.as_object().ok_or_else(|| fields.wrong("secateur", own, "an object"))?;
     Fields { path: fields.path, map }.size(&[name])
+}
+
+/// Label words of masks that the weights hold.
+fn label_words(fields: &Fields) -> Result<Vec<u32>> {
+    let Some((_, own)) = fields.any(&["secateur"]) else { return Ok(Vec::new()) };
+    let map = own.as_object().ok_or_else(|| fields.wrong("secateur", own, "an object"))?;
+    let fields = Fields { path: fields.path, map };
+    let Some((_, value)) = fields.any(&["label_words"]) else { return Ok(Vec::new()) };
+    let wrong = || fields.wrong("label_words", value, "a list of token numbers");
+    let list = value.as_array().ok_or_else(wrong)?;
+    list.iter().map(|v| v.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong)).collect()
 }
 
 fn sublayer(units: usize, removed: bool) -> Sublayer {

@@ -10,7 +10,8 @@
 //!
 //! They are absent where the family's own fields say it all: every head is there and all layers have the same neurons. If
 //! these are fewer than before pruning, `secateur` holds `original_neurons`, and if layers were dropped `original_layers`,
-//! so that what was removed is known.
+//! so that what was removed is known. Of a model whose weights SMP's masks are applied to, `secateur` holds `label_words`,
+//! the tokens that answer for the classes through its language-model head.
 
 use serde_json::{Map, Value, json};
 
@@ -58,6 +59,11 @@ impl ModelConfig {
         }
         if self.layers.len() != self.original_layers {
             own.insert("original_layers".into(), json!(self.original_layers));
+        }
+        // A head of its own answers without them.
+        let of_task = matches!(head, Head::Classification { .. } | Head::Regression | Head::Span);
+        if !self.label_words.is_empty() && !of_task {
+            own.insert("label_words".into(), json!(self.label_words));
         }
         if !own.is_empty() {
             map.insert("secateur".into(), Value::Object(own));
