@@ -73,7 +73,8 @@ impl ContrastOptions {
     }
 }
 
-/// What the teacher `name` says of each training row, sentence vectors too where they are wanted.
+/// What the teacher `name` says of each training row, sentence vectors too where they are wanted; a language model's is
+/// loaded, to run beside the student.
 pub fn teacher(
     context: &Context,
     name: &str,
@@ -82,8 +83,10 @@ pub fn teacher(
     student: &load::Source,
     sentences: bool,
 ) -> Result<Arc<Teacher>> {
-    if head.is_language_model() {
-        return Err(Error::usage("--teacher: the logits of a language model's teacher do not fit memory"));
+    if head.is_language_model() && sentences {
+        return Err(Error::usage(
+            "contrastive terms compare sentences: they need a task that classifies, or answers, not a language model",
+        ));
     }
     let source = load::source(name)?;
     teacher::check_labels(&source.config, head, task)?;
@@ -91,7 +94,14 @@ pub fn teacher(
     if sentences {
         teacher::check_width(&source.config, &student.config)?;
     }
+    if head.is_language_model() {
+        let longest = data.lengths().into_iter().max().unwrap_or(0);
+        teacher::check_language_model(&source.config, &student.config, longest)?;
+    }
     let model = Model::load(&source.directory, HeadRequest::Task(head), context.seed)?;
+    if head.is_language_model() {
+        return Ok(Arc::new(Teacher::of_language_model(model, context.device)));
+    }
     let progress = &context.progress;
     Ok(Arc::new(teacher::ask(model, context.device, task, data, TOKEN_BUDGET, sentences, progress)?))
 }

@@ -178,7 +178,8 @@ impl MaskedTrainer {
         recipe.check()?;
         let architecture = session.model().architecture.clone();
         let layout = architecture.layout.clone();
-        let schedule = options.schedule(&task.name, size.total_steps, size.epoch_steps)?;
+        let warmup = recipe.warmup_steps(size.total_steps);
+        let schedule = options.schedule(&task.name, size.total_steps, size.epoch_steps, warmup)?;
         let plan = MaskPlan::new(options, schedule, &architecture.layer_matrices(), &layout)?;
         let contrast = match (&options.contrast, &teacher) {
             (Some(options), Some(teacher)) => {
@@ -187,7 +188,8 @@ impl MaskedTrainer {
             }
             _ => None,
         };
-        let objective = Objective::new(options.distillation, teacher, contrast)?;
+        let mut objective = Objective::new(options.distillation, teacher, contrast)?;
+        objective.prepare(size.capacity)?;
         let emit = objective.emit_options(architecture.head == crate::model::Head::Regression);
         let train = session.prepare(Mode::TRAIN, &emit, size.capacity)?;
         let programs = Programs::emit(&layout, options, &plan, recipe.max_gradient_norm as f32);
@@ -391,8 +393,7 @@ impl Stepper for MaskedTrainer {
     }
 
     fn held_bytes(&mut self) -> Option<(&'static str, usize)> {
-        let bytes = self.objective.contrast()?.bytes(self.size.epochs());
-        Some(("banks of sentence vectors", bytes))
+        self.objective.held_bytes(self.size.epochs())
     }
 
     fn settle(&mut self, session: &mut Session) -> Result<()> {
@@ -407,7 +408,8 @@ impl Stepper for MaskedTrainer {
     fn may_be_best(&self) -> bool {
         let distance = self.plan.value(self.options.schedule_step(self.step)) - self.plan.schedule().last;
         // SMP's code takes the best from 0.01 above the final fraction on.
-        distance.abs() <= if self.options.profile == Profile::Authors { 0.01 } else { 0.0 }
+        let early = (self.options.method, self.options.profile) == (Method::Smp, Profile::Authors);
+        distance.abs() <= if early { 0.01 } else { 0.0 }
     }
 
     fn detail(&self) -> String {

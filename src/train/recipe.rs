@@ -88,10 +88,14 @@ impl Recipe {
         fraction("beta2", self.beta2)
     }
 
+    /// Steps of `total` over which the learning rate rises.
+    pub fn warmup_steps(&self, total: u64) -> u64 {
+        (self.warmup * total as f64).ceil() as u64
+    }
+
     /// Learning rate of step `step` (from 0) of `total`: linear warm-up, then linear decay to 0.
     pub fn learning_rate_at(&self, step: u64, total: u64) -> f64 {
-        let warmup = (self.warmup * total as f64).ceil() as u64;
-        self.learning_rate * linear_schedule(step, warmup, total)
+        self.learning_rate * linear_schedule(step, self.warmup_steps(total), total)
     }
 
     /// The `hyper` input of [`Op::AdamW`](crate::program::Op::AdamW) for step `step` (from 0) of `total`.

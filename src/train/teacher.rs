@@ -1,16 +1,18 @@
 //! A teacher for distillation: a model that has been trained for the task, asked once for every training row.
 //!
 //! Dropout is off when a teacher answers, so its outputs never change and are computed once: two numbers a token for
-//! spans, the logits of the classes for everything else. A teacher must number the classes as the task does, which is
-//! checked by their names, and read the same tokens.
+//! spans, the logits of the classes for everything else. Those of a language model, a number for every token of the
+//! vocabulary at every token of the data, would fit no memory: it runs beside the student and answers every micro-batch
+//! anew. A teacher must number the classes as the task does, which is checked by their names, and read the same tokens.
 
 use super::banks::{Bank, Encoder};
-use crate::data::{Dataset, Task, Tokenizer};
+use crate::data::{Batch, Dataset, Task, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval::evaluate::Evaluator;
-use crate::model::{Head, Model, ModelConfig};
+use crate::model::{EmitOptions, Head, Logits, Model, ModelConfig};
+use crate::program::{Extents, Mode};
 use crate::progress::Progress;
-use crate::session::{Device, Session};
+use crate::session::{Device, Prepared, Session, Weighting};
 
 /// Fails, naming both, where the teacher answers another question than the task, or names or orders its classes otherwise.
 pub fn check_labels(teacher: &ModelConfig, head: Head, task: &Task) -> Result<()> {
@@ -68,16 +70,82 @@ pub fn check_width(teacher: &ModelConfig, student: &ModelConfig) -> Result<()> {
     )))
 }
 
-/// What a teacher says of every row of the data, in order.
-#[derive(Clone, Debug, PartialEq)]
+/// Fails where the logits of a language model's teacher are not of the student's vocabulary, or where it has fewer
+/// positions than the longest row has tokens.
+pub fn check_language_model(teacher: &ModelConfig, student: &ModelConfig, longest: usize) -> Result<()> {
+    if teacher.vocab != student.vocab {
+        return Err(Error::usage(format!(
+            "the teacher has logits of {} tokens, the student of {}: a language model learns from one of its own vocabulary",
+            teacher.vocab, student.vocab
+        )));
+    }
+    if teacher.max_length() < longest {
+        return Err(Error::usage(format!(
+            "the teacher has {} positions, the longest row {longest} tokens; give --max-length {}",
+            teacher.max_length(),
+            teacher.max_length()
+        )));
+    }
+    Ok(())
+}
+
+/// What a teacher says of every row of the data, in order; or, of a language model, the teacher itself.
+#[derive(Clone, Debug, Default)]
 pub struct Teacher {
-    /// Its outputs.
+    /// Its outputs; empty where it runs beside the student.
     pub outputs: Vec<Vec<f32>>,
     /// Its sentence vectors, where they were asked for.
     pub sentences: Option<Bank>,
+    /// The teacher of a language model, and where it computes.
+    pub model: Option<(Model, Device)>,
+}
+
+/// A language model's teacher at work.
+pub struct Beside {
+    session: Session,
+    prepared: Prepared,
+    logits: Vec<f32>,
+}
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Beside").field("prepared", &self.prepared).finish_non_exhaustive()
+    }
+}
+
+impl Beside {
+    /// Prepares `model` for micro-batches up to `capacity`.
+    pub fn new(model: &Model, device: Device, capacity: Extents) -> Result<Beside> {
+        let mut session = Session::of(model, device)?;
+        let options = EmitOptions { logits: Logits::Targets, ..EmitOptions::default() };
+        let prepared = session.prepare(Mode::EVALUATE, &options, capacity)?;
+        Ok(Beside { session, prepared, logits: Vec::new() })
+    }
+
+    /// Its logits of the predicted tokens of a micro-batch, `[R, V]`.
+    pub fn answer(&mut self, batch: &Batch) -> Result<&[f32]> {
+        let Beside { session, prepared, logits } = self;
+        let Some(slot) = prepared.slots.logits else {
+            return Err(Error::usage("the teacher has no head"));
+        };
+        let extents = session.feed(prepared, batch, Weighting::EachRow)?;
+        session.run(prepared, &extents)?;
+        session.read(prepared, slot, &extents, logits)?;
+        Ok(logits)
+    }
+
+    /// Bytes of this process's memory that it holds.
+    pub fn host_bytes(&self) -> usize {
+        self.session.host_bytes() + size_of::<f32>() * self.logits.capacity()
+    }
 }
 
 impl Teacher {
+    /// One that stands beside a language model.
+    pub fn of_language_model(model: Model, device: Device) -> Teacher {
+        Teacher { model: Some((model, device)), ..Teacher::default() }
+    }
+
     /// Fails where a bank of the model it teaches has other rows than its own, or vectors of another width.
     pub fn check(&self, bank: &Bank) -> Result<()> {
         let Some(own) = &self.sentences else { return Ok(()) };
@@ -107,5 +175,5 @@ pub fn ask(
         true => Some(Encoder::new(&mut session, data, token_budget)?.fill(&mut session, data, progress)?),
         false => None,
     };
-    Ok(Teacher { outputs, sentences })
+    Ok(Teacher { outputs, sentences, model: None })
 }

@@ -48,12 +48,13 @@ impl Trainer {
     pub fn with_objective(
         session: &mut Session,
         recipe: &Recipe,
-        objective: Objective,
+        mut objective: Objective,
         seed: u64,
         total_steps: u64,
         capacity: Extents,
     ) -> Result<Trainer> {
         recipe.check()?;
+        objective.prepare(capacity)?;
         let options = objective.emit_options(session.model().architecture.head == Head::Regression);
         let train = session.prepare(Mode::TRAIN, &options, capacity)?;
         let layout = session.model().layout().clone();

@@ -45,7 +45,7 @@ fn teacher(data: &Dataset) -> Arc<Teacher> {
     let mut session = Session::new(model, Device::Cpu).expect("a session");
     let mut encoder = Encoder::new(&mut session, data, 64).expect("an encoder");
     let bank = encoder.fill(&mut session, data, &Progress::silent()).expect("a bank");
-    Arc::new(Teacher { outputs: teacher_outputs(data), sentences: Some(bank) })
+    Arc::new(Teacher { outputs: teacher_outputs(data), sentences: Some(bank), ..Teacher::default() })
 }
 
 fn student(options: &Options) -> Model {
@@ -123,7 +123,7 @@ fn a_checkpoint_without_its_banks_is_refused() {
 fn a_teacher_without_sentence_vectors_is_refused() {
     let options = options(Method::CapMovement);
     let mut session = Session::new(student(&options), Device::Cpu).expect("a session");
-    let without = Teacher { outputs: vec![vec![0.0; 2]; 30], sentences: None };
+    let without = Teacher { outputs: vec![vec![0.0; 2]; 30], ..Teacher::default() };
     let size = RunSize {
         total_steps: 10,
         epoch_steps: 4,

@@ -18,6 +18,7 @@ mod masked_gradients;
 mod measurements;
 mod models;
 mod naive;
+mod objective;
 mod plan;
 mod runs;
 mod stream;

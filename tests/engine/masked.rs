@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use secateur::data::{Cursor, Dataset, Step};
+use secateur::data::{Cursor, Dataset, Step, Task};
 use secateur::exec::Block;
 use secateur::launch::Precision;
-use secateur::model::{Model, ModelConfig};
+use secateur::model::{Head, Model, ModelConfig};
 use secateur::progress::Progress;
 use secateur::prune::sparse::options::Setting;
 use secateur::prune::sparse::{Distillation, Head as SparseHead, Masking, Method, Options, Profile};
@@ -19,7 +19,8 @@ use secateur::train::teacher::Teacher;
 
 use crate::models;
 use crate::runs::{
-    CLASSES, bits, data, device, interrupted, losses, on_threads, recipe, task, teacher_outputs, train_masked,
+    CLASSES, bits, data, device, interrupted, losses, on_threads, recipe, task, teacher_outputs,
+    train_masked, train_on,
 };
 use crate::support::numbers::Random;
 
@@ -58,7 +59,7 @@ fn run(options: &Options, run: &finetune::Options, progress: &Progress) -> secat
     let before = padded(options);
     let teacher = options
         .distillation
-        .map(|_| Arc::new(Teacher { outputs: teacher_outputs(&data()), sentences: None }));
+        .map(|_| Arc::new(Teacher { outputs: teacher_outputs(&data()), ..Teacher::default() }));
     let (session, history) = train_masked(before.clone(), options, &recipe(), teacher, run, progress)?;
     Ok(Outcome { session, history, before })
 }
@@ -168,6 +169,58 @@ fn an_interrupted_run_continues_to_the_same_bits() {
             assert_eq!(resumed.history.best, whole.history.best, "{method:?}");
             assert_eq!(losses(&resumed.history), losses(&whole.history), "{method:?} {stops:?}");
             assert!(bits(&mut resumed.session) == bits(&mut whole.session), "{method:?} {stops:?}");
+        }
+    }
+}
+
+/// Three steps of SMP, head frozen too, of every family that it was published for and every kind of task.
+#[test]
+fn every_family_and_task_learns_masks_of_frozen_weights() {
+    let tasks = [("mrpc", CLASSES), ("sts-b", Head::Regression), ("squad", Head::Span)];
+    let recipe = Recipe { epochs: 1, ..recipe() };
+    for family in ["bert", "roberta", "distilbert"] {
+        for (name, head) in tasks {
+            let what = format!("{family} {name}");
+            let task = Task::by_name(name).expect("a known task");
+            let data = Dataset { examples: models::examples(family, head, 24, 5), ..Dataset::default() };
+            let options = Options {
+                head: SparseHead::LabelWords,
+                masking: Masking::Local,
+                ..options(Method::Smp, 0.3)
+            };
+            let mut before = models::model(family, head, 0.1);
+            masked::prepare_model(&mut before, &options);
+            let train = |run: &finetune::Options, progress: &Progress| {
+                train_on((&task, &data, false), before.clone(), &options, &recipe, None, run, progress)
+            };
+            let (mut session, history) =
+                train(&finetune::Options::default(), &Progress::silent()).expect("trains");
+            assert_eq!(history.epochs[0].steps, 3, "{what}");
+            let (mut resumed, _) = interrupted(&[1, 2], 3, train);
+            assert!(bits(&mut resumed) == bits(&mut session), "{what}: other bits after interruptions");
+
+            let masks = masked::weight_masks(&mut session).expect("masks");
+            assert_eq!(masks.matrices.len(), 12, "{what}");
+            for mask in &masks.matrices {
+                assert_eq!(mask.kept(), (0.3 * mask.len() as f64) as usize, "{what}: {}", mask.name);
+            }
+            let layout = session.model().layout().clone();
+            let scores = session.executor().read_block(Block::Scores).expect("scores");
+            assert!(
+                scores.iter().any(|score| score.is_finite() && *score != 0.0),
+                "{what}: nothing was learnt"
+            );
+            let applied = session.executor().read_block(Block::Parameters).expect("parameters");
+            let zeros =
+                layout.masked().flat_map(|p| applied[p.range()].to_vec()).filter(|x| *x == 0.0).count();
+            assert!(zeros >= masks.total() - masks.kept(), "{what}: {zeros} zeros");
+            let after = masked::into_model(session).expect("a model");
+            for (_, parameter) in layout.iter() {
+                let same = |values: &[f32]| -> Vec<u32> {
+                    values[parameter.range()].iter().map(|value| value.to_bits()).collect()
+                };
+                assert!(same(&after.values) == same(&before.values), "{what}: {} moved", parameter.name);
+            }
         }
     }
 }

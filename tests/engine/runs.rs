@@ -62,12 +62,25 @@ pub fn train_masked(
     run: &finetune::Options,
     progress: &Progress,
 ) -> secateur::Result<(Session, History)> {
+    train_on((&task(), &data(), true), model, options, recipe, teacher, run, progress)
+}
+
+/// The same with a task and rows of one's own, which are the validation set or (`false`) there is none.
+pub fn train_on(
+    (task, data, evaluated): (&Task, &Dataset, bool),
+    model: Model,
+    options: &Options,
+    recipe: &Recipe,
+    teacher: Option<Arc<Teacher>>,
+    run: &finetune::Options,
+    progress: &Progress,
+) -> secateur::Result<(Session, History)> {
     let mut session = Session::new(model, Device::Cpu)?;
-    let (data, task) = (data(), task());
     let make = |session: &mut Session, size| {
-        MaskedTrainer::new(session, recipe, options, &task, teacher, run.seed, size)
+        MaskedTrainer::new(session, recipe, options, task, teacher, run.seed, size)
     };
-    let history = finetune::drive(&mut session, &task, &data, Some(&data), recipe, run, progress, make)?;
+    let dev = evaluated.then_some(data);
+    let history = finetune::drive(&mut session, task, data, dev, recipe, run, progress, make)?;
     Ok((session, history))
 }
 
