@@ -9,7 +9,7 @@ use clap::Args;
 use secateur::data::{Dataset, Split, Task, TaskKind};
 use secateur::export::mask_file;
 use secateur::model::{Head as TaskHead, HeadRequest, Model, WeightMasks};
-use secateur::prune::sparse::{Head, LambdaSearch, Options, label_words};
+use secateur::prune::sparse::{Head, LambdaSearch, Masking, Options, label_words};
 use secateur::report::RunRecord;
 use secateur::report::format;
 use secateur::report::record::Choice;
@@ -19,7 +19,7 @@ use secateur::train::teacher::Teacher;
 use secateur::train::{Recipe, finetune};
 use secateur::{Error, Result};
 
-use self::choices::Choices;
+use self::choices::{Choices, only};
 use super::context::Context;
 use super::contrast::teacher;
 use super::options::{ModelOptions, OutputOptions, TaskOptions, TrainOptions};
@@ -27,8 +27,12 @@ use super::output::{CHECKPOINTS, Output};
 use super::prune::write_report;
 use super::{evaluate, finetune as finetune_command, load, training};
 
-/// Distance from the fraction asked for, relative to it, at which a search for λ ends.
-const SEARCH_TOLERANCE: f64 = 0.02;
+/// Distance from the fraction asked for, relative to it, at which a search for λ ends and beyond which there is a warning.
+const TOLERANCE: f64 = 0.02;
+
+/// Most tokens of a micro-batch of a language model that learns from another: the logits of both, and their gradient, are
+/// held for every token (600 MB for GPT-2).
+const TAUGHT_TOKENS: usize = 1024;
 
 /// Learn which weights of the layers to keep (unstructured pruning): SMP, movement pruning and its relatives.
 ///
@@ -71,17 +75,18 @@ impl Sparsify {
             ));
         }
         let mut options = self.choices.resolve(&task, source.config.family)?;
+        let language_model = task.kind == TaskKind::CausalLanguageModel;
+        if language_model {
+            // The model's own head answers, frozen as the rest of it is.
+            options.head = Head::LabelWords;
+        }
+        self.check_read(&options, language_model)?;
         let recipe = training::recipe(&self.train.recipe, masked::usual_recipe(&options, &task.name))?;
         let output = Output::create(&self.output, self.train.resume)?;
         let mut record = context.record("sparsify");
         let data = load::split(context, &mut record, &mut task, &self.task, &source, Split::Train)?;
         let dev = load::split(context, &mut record, &mut task, &self.task, &source, Split::Dev)?;
         let head = load::head(&task);
-        let language_model = task.kind == TaskKind::CausalLanguageModel;
-        if language_model {
-            // The model's own head answers, frozen as the rest of it is.
-            options.head = Head::LabelWords;
-        }
         let words = match options.head {
             Head::LabelWords if !language_model => {
                 let words = self.choices.label_words.as_deref();
@@ -100,8 +105,9 @@ impl Sparsify {
             let given = self.choices.label_words.is_some();
             method.choices.set("label-words", Choice { value: shown.join(","), given });
         }
-        if language_model && !options.trains_weights() {
-            method.choices.set("head", Choice { value: "language model, frozen".into(), given: false });
+        if language_model {
+            let frozen = if options.trains_weights() { "" } else { ", frozen" };
+            method.choices.set("head", Choice { value: format!("language model{frozen}"), given: false });
         }
         record.method = Some(method);
 
@@ -117,6 +123,9 @@ impl Sparsify {
             teacher,
         };
         let (mut model, masks) = self.search(context, &mut record, &job, output.path())?;
+        if let Some(missed) = missed(&options, masks.kept_fraction()) {
+            context.progress.warn(missed);
+        }
         let words = words.as_deref().map_or(Vec::new(), ids);
         write_masks(output.path(), &masks, &model, &words)?;
         if options.trains_weights() || options.head == Head::Trained {
@@ -134,6 +143,22 @@ impl Sparsify {
         );
         context.show(&[record.clone()], |styled| kept + &finetune_command::summary(&record, styled));
         Ok(())
+    }
+
+    /// Fails on options that would not be read.
+    fn check_read(&self, options: &Options, language_model: bool) -> Result<()> {
+        let Sparsify { choices, train: TrainOptions { recipe, .. }, .. } = self;
+        only(
+            language_model && (choices.trained_head || choices.label_words.is_some()),
+            "--trained-head or --label-words",
+            "tasks with classes, numbers or spans; a language model answers with its own head",
+        )?;
+        let nothing_else = !options.trains_weights() && options.head == Head::LabelWords;
+        only(
+            nothing_else && (recipe.learning_rate.is_some() || recipe.weight_decay.is_some()),
+            "--learning-rate or --weight-decay",
+            "what is trained beside the scores, here nothing; --score-learning-rate is that of the scores",
+        )
     }
 
     /// The model with its task head, masked and frozen as the options say.
@@ -166,7 +191,7 @@ impl Sparsify {
         let Some(most) = self.choices.search_lambda else {
             return self.train(context, record, job, &folder.join(CHECKPOINTS));
         };
-        let mut search = LambdaSearch::new(job.options.keep, SEARCH_TOLERANCE, job.options.lambda, most);
+        let mut search = LambdaSearch::new(job.options.keep, TOLERANCE, job.options.lambda, most);
         let mut best = None;
         while let Some(lambda) = search.next_lambda() {
             let options = Options { lambda, ..job.options.clone() };
@@ -208,13 +233,16 @@ impl Sparsify {
         checkpoints: &Path,
     ) -> Result<(Model, WeightMasks)> {
         let mut session = Session::new(self.load(context, record, job)?, context.device)?;
-        let run = finetune::Options {
+        let mut run = finetune::Options {
             seed: context.seed,
             max_steps: self.train.recipe.steps,
             checkpoints: Some(checkpoints.to_path_buf()),
             ..finetune::Options::default()
         };
         let Job { options, recipe, task, data, dev, .. } = *job;
+        if job.head.is_language_model() && job.teacher.is_some() {
+            run.token_budget = TAUGHT_TOKENS;
+        }
         let make = |session: &mut Session, size| {
             MaskedTrainer::new(session, recipe, options, task, job.teacher.clone(), run.seed, size)
         };
@@ -250,6 +278,27 @@ struct Job<'a> {
     dev: &'a Dataset,
     /// What the teacher says of each training row.
     teacher: Option<Arc<Teacher>>,
+}
+
+/// What to say where a method keeps another fraction than it was asked for.
+fn missed(options: &Options, kept: f64) -> Option<String> {
+    if (kept - options.keep).abs() <= TOLERANCE * options.keep {
+        return None;
+    }
+    let why = match options.masking {
+        Masking::Threshold | Masking::HardConcrete if !options.snap => {
+            "what is kept follows from the threshold and λ; --snap ends with exactly the fraction, --search-lambda N looks \
+             for the λ that leads to it, in up to N trainings"
+        }
+        Masking::Fractions { .. } => {
+            "a matrix whose fraction came to more than 1 is kept whole, and the rest is not given to others; --masking local \
+             and global keep exactly the fraction"
+        }
+        // Whole numbers of weights.
+        _ => return None,
+    };
+    let (kept, asked) = (format::percent(kept), format::percent(options.keep));
+    Some(format!("{kept} of the weights are kept, not {asked}: {why}"))
 }
 
 /// Tokens of label words.

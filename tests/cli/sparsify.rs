@@ -215,12 +215,84 @@ fn wrong_choices_are_refused_before_anything_is_trained() {
     fixture.refused(&smp(&["--label-words", "one,two", "--profile", "authors"]), "longer than the training");
     fixture.refused(&smp(&["--label-words", "one,two", "--snap"]), "--snap");
     fixture.refused(&smp(&["--label-words", "one,two", "--lambda=-1"]), "--lambda");
-    let movement = ["--method", "movement", "--keep-weights", "0.3"];
-    for option in
-        [&["--masking", "global"][..], &["--trained-head"], &["--label-words", "a,b"], &["--lambda", "3"]]
-    {
-        fixture.refused(&[&movement[..], option].concat(), "belongs to");
+    let words = |more: &[&'static str]| [&SMP[..], &WORDS, more].concat();
+    for option in ["--learning-rate", "--weight-decay"] {
+        fixture.refused(&words(&[option, "0.01"]), "belongs to what is trained beside the scores");
     }
+    let with = |method: &'static str, more: &[&'static str]| {
+        [&["--method", method, "--keep-weights", "0.3"][..], more].concat()
+    };
+    for option in [&["--trained-head"][..], &["--label-words", "a,b"], &["--lambda", "3"]] {
+        fixture.refused(&with("movement", option), "belongs to");
+    }
+    for masking in ["fractions", "threshold"] {
+        fixture.refused(&with("movement", &["--masking", masking]), "belong to --method smp");
+    }
+    for method in ["soft-movement", "l0"] {
+        fixture.refused(&with(method, &["--masking", "global"]), "methods that rank");
+    }
+    for option in [["--prune-steps", "4"], ["--schedule", "linear"], ["--schedule-warmup", "1"]] {
+        fixture.refused(&with("l0", &option), "belongs to");
+    }
+    fixture.refused(&words(&["--schedule-rests", "1,1"]), "belongs to movement");
+    fixture.refused(&with("movement", &["--schedule-rests", "1"]), "two whole numbers");
+    fixture
+        .refused(&with("movement", &["--schedule-warmup", "1", "--prune-steps", "4"]), "cannot be used with");
+}
+
+#[test]
+fn the_rests_of_a_schedule_can_be_chosen() {
+    let fixture = Fixture::new();
+    let magnitude = ["--method", "magnitude", "--keep-weights", "0.3", "--steps", "3"];
+    // A warm-up of a tenth is one step, and rests of one and two steps leave none of three.
+    fixture.refused(&magnitude, "--schedule-warmup");
+    for more in [&["--warmup", "0"][..], &["--schedule-warmup", "0"], &["--schedule-rests", "1,1"]] {
+        let (_, record) = fixture.sparsify(&more.concat(), &[&magnitude[..], more].concat());
+        let kept = record["result"]["keep_weights"].as_f64().unwrap();
+        assert!(kept <= 0.3 && kept > 0.3 - 1.0 / 256.0, "{more:?}: {kept}");
+        let choices = &record["method"]["choices"];
+        assert_eq!(choices["schedule-rests"]["given"], more[0] == "--schedule-rests", "{choices}");
+    }
+}
+
+#[test]
+fn a_fraction_that_is_missed_is_told() {
+    let fixture = Fixture::new();
+    for method in ["soft-movement", "l0"] {
+        // Without a regulariser nothing pulls scores below the threshold.
+        let all = ["--method", method, "--keep-weights", "0.3", "--lambda", "0"];
+        let (_, record) = fixture.sparsify(&format!("missed-{method}"), &all);
+        assert!(record["result"]["keep_weights"].as_f64().unwrap() > 0.31, "{record}");
+        let warnings = record["warnings"].to_string();
+        assert!(warnings.contains("not 30") && warnings.contains("--snap"), "{warnings}");
+        assert!(warnings.contains("--search-lambda"), "{warnings}");
+        let snapped = [&all[..], &["--snap"]].concat();
+        let (_, record) = fixture.sparsify(&format!("snapped-{method}"), &snapped);
+        assert!(!record["warnings"].to_string().contains("--snap"), "{}", record["warnings"]);
+    }
+}
+
+#[test]
+fn movement_with_one_threshold_shares_the_budget_among_all_matrices() {
+    let fixture = Fixture::new();
+    let ranked = |method, more: &[&'static str]| {
+        let all = ["--method", method, "--keep-weights", "0.3", "--masking", "global"];
+        let (out, record) =
+            fixture.sparsify(&format!("global-{method}{}", more.len()), &[&all[..], more].concat());
+        let (kept, all) = (&record["result"]["weights_kept"], &record["result"]["weights"]);
+        let exact = (0.3 * all.as_f64().unwrap()) as u64;
+        // Movement's code keeps what is at the threshold as well.
+        assert_eq!(kept.as_u64(), Some(exact + u64::from(!more.is_empty())), "{method} {more:?}");
+        let masks = out.join("masks.safetensors");
+        let shown = run(&["inspect", "--model", text(&fixture.model), "--mask-file", text(&masks)]);
+        let matrices = shown["result"]["weights"][0]["matrices"].as_array().unwrap().clone();
+        let share = |m: &Value| m["kept"].as_f64().unwrap() / m["total"].as_f64().unwrap();
+        let shares: Vec<f64> = matrices.iter().map(share).collect();
+        assert!(shares.iter().any(|share| (share - 0.3).abs() > 0.01), "{method}: {shares:?}");
+    };
+    ranked("movement", &[]);
+    ranked("magnitude", &[]);
+    ranked("movement", &["--profile", "authors"]);
 }
 
 #[test]
@@ -255,6 +327,36 @@ fn a_search_for_lambda_takes_the_nearest_training() {
 }
 
 #[test]
+fn a_model_with_its_masks_applied_knows_its_label_words() {
+    let fixture = Fixture::new();
+    let (masks, record) = fixture.sparsify("masks", &[&SMP[..], &WORDS].concat());
+    let (masks, model, data) = (masks.join("masks.safetensors"), text(&fixture.model), text(&fixture.data));
+    let evaluate =
+        |model: &Path| run(&["evaluate", "--model", text(model), "--task", "table", "--data", data]);
+    for format in ["hf", "sparse"] {
+        let out = fixture.path(format);
+        let export = ["export", "--model", model, "--mask-file", text(&masks), "--format", format];
+        run(&[&export[..], &["--out", text(&out)]].concat());
+        assert_eq!(
+            evaluate(&out)["evaluations"][0]["metrics"],
+            record["evaluations"][0]["metrics"],
+            "{format}"
+        );
+        // The words come out again with the masks.
+        let again = fixture.path(&format!("{format}-again"));
+        let export =
+            ["export", "--model", text(&out), "--format", "safetensors-masks", "--out", text(&again)];
+        run(&export);
+        assert_eq!(std::fs::read(again.join("masks.safetensors")).unwrap(), std::fs::read(&masks).unwrap());
+    }
+    // A head of its own answers without them.
+    let (exported, tuned) = (fixture.path("hf"), fixture.path("tuned"));
+    let tune = ["finetune", "--model", text(&exported), "--task", "table", "--data", data, "--steps", "1"];
+    let record = run(&[&tune[..], &["--out", text(&tuned)]].concat());
+    assert_eq!(evaluate(&tuned)["evaluations"][0]["metrics"], record["evaluations"][0]["metrics"]);
+}
+
+#[test]
 fn gpt2_learns_masks_for_text_and_for_classes() {
     let folder = tempfile::tempdir().unwrap();
     let more = ["--train-tokenizer", "300", "--epochs", "2", "--batch-size", "4", "--learning-rate", "0.01"];
@@ -275,5 +377,66 @@ fn gpt2_learns_masks_for_text_and_for_classes() {
         let evaluated = run(&[&evaluate[..], task].concat());
         assert_eq!(evaluated["evaluations"][0]["metrics"], record["evaluations"][0]["metrics"], "{name}");
         assert!(evaluated["result"]["weights_kept"].as_u64() < evaluated["result"]["weights"].as_u64());
+    }
+}
+
+#[test]
+fn a_language_model_learns_from_a_language_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--train-tokenizer", "300", "--epochs", "1", "--batch-size", "4", "--learning-rate", "0.01"];
+    let (model, _) = pretrained(folder.path(), "causal-lm", &more);
+    let (corpus, rows) = (folder.path().join("text"), table(folder.path()));
+    let path = |name: &str| folder.path().join(name);
+    let lm = ["--task", "lm", "--data", text(&corpus), "--max-length", "32"];
+    let tune = |task: &[&str], out: &Path| {
+        let fixed = ["finetune", "--model", text(&model), "--out", text(out), "--epochs", "1"];
+        run(&[&fixed[..], task].concat());
+    };
+    let (teacher, classifier) = (path("teacher"), path("classifier"));
+    tune(&lm, &teacher);
+    tune(&["--task", "table", "--data", text(&rows)], &classifier);
+    let sparsify = |method: &str, out: &Path, more: &[&str]| {
+        let fixed =
+            ["sparsify", "--model", text(&model), "--method", method, "--keep-weights", "0.3", "--quiet"];
+        let fixed = [&fixed[..], &["--out", text(out), "--steps", "12"], &lm].concat();
+        [&fixed[..], more].concat().iter().map(|word| word.to_string()).collect::<Vec<String>>()
+    };
+    for method in ["smp", "movement"] {
+        let out = path(method);
+        let arguments = sparsify(method, &out, &["--teacher", text(&teacher)]);
+        let record = run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let choices = &record["method"]["choices"];
+        assert!(choices["distillation"]["value"].as_str().unwrap().contains("0.5 teacher"), "{choices}");
+        let masks = out.join("masks.safetensors");
+        let evaluate = match method {
+            "smp" => vec!["evaluate", "--model", text(&model), "--mask-file", text(&masks)],
+            _ => vec!["evaluate", "--model", text(&out)],
+        };
+        let evaluated = run(&[&evaluate[..], &lm].concat());
+        assert_eq!(evaluated["evaluations"][0]["metrics"], record["evaluations"][0]["metrics"], "{method}");
+    }
+    // Without a language-model head, of another length, with options for tasks of sentences: one error each.
+    let mut config: Value =
+        serde_json::from_str(&std::fs::read_to_string(teacher.join("config.json")).unwrap()).unwrap();
+    config["n_positions"] = 16.into();
+    let Value::Object(fields) = config else { unreachable!("a JSON object") };
+    let short = path("short");
+    let config = ModelConfig::from_json(fields, Path::new("config.json")).unwrap();
+    Model::from_config(config, Head::CausalLm, 1).unwrap().save(&short).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(teacher.join(name), short.join(name)).unwrap();
+    }
+    let out = path("refused");
+    for (method, more, part) in [
+        ("smp", vec!["--teacher", text(&classifier)], "the teacher has a head for"),
+        ("smp", vec!["--teacher", text(&short)], "16 positions"),
+        ("cap-m", vec!["--teacher", text(&teacher)], "compare sentences"),
+        ("smp", vec!["--label-words", "one,two"], "answers with its own head"),
+        ("smp", vec!["--trained-head"], "answers with its own head"),
+    ] {
+        let arguments = sparsify(method, &out, &more);
+        let (status, message) = failure(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(status == 2 && message.contains(part), "{more:?}: {status} {message}");
+        assert!(!out.exists() && !path("refused.partial").exists(), "{more:?} left something");
     }
 }

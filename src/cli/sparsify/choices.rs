@@ -18,14 +18,14 @@ pub struct Choices {
     /// How masks are learnt.
     #[arg(long, value_enum)]
     pub method: MethodName,
-    /// Fraction of the layers' weights to keep, above 0 and at most 1. soft-movement and l0 reach it by --lambda and
-    /// --threshold only; --snap makes them end with it.
+    /// Fraction of the layers' weights to keep, above 0 and at most 1. soft-movement, cap-soft and l0 reach it by --lambda and
+    /// --threshold only, and say so where they miss it; --snap makes them end with it, --search-lambda looks for the λ.
     #[arg(long, value_name = "FRACTION")]
     pub keep_weights: f64,
     /// Where choices that are not given come from.
     #[arg(long, value_enum, default_value_t = options::Profile::Default)]
     pub profile: options::Profile,
-    /// SMP: what the fraction is of. Default: fractions.
+    /// What the fraction is of. smp: any, default fractions. movement, magnitude, cap-m: local or global, default local.
     #[arg(long, value_enum)]
     pub masking: Option<MaskingName>,
     /// SMP with `--masking fractions`: temperature p of the mean sigmoid.
@@ -35,8 +35,16 @@ pub struct Choices {
     #[arg(long, value_enum)]
     pub schedule: Option<CurveName>,
     /// Steps over which it falls, from the first one on. Default: as published where that fits the training.
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", conflicts_with_all = ["schedule_warmup", "schedule_rests"])]
     pub prune_steps: Option<u64>,
+    /// All methods but smp and l0: steps of the warm-up that --schedule-rests are multiples of. Default: those over which the
+    /// learning rate rises (--warmup); of cap-m and cap-soft by --profile authors 11000, on SQuAD 5400.
+    #[arg(long, value_name = "STEPS")]
+    pub schedule_warmup: Option<u64>,
+    /// The same methods: how many warm-ups long nothing is pruned at first, and the fraction stays what it is at the end
+    /// (initial_warmup and final_warmup of the papers' code). Default: 1,2; of cap-m and cap-soft 2,3, on SQuAD 1,2.
+    #[arg(long, value_name = "INITIAL,FINAL", value_delimiter = ',', num_args = 1)]
+    pub schedule_rests: Option<Vec<u64>>,
     /// Weight λ of the regulariser (mean sigmoid of the scores); 0 for none.
     #[arg(long, value_name = "LAMBDA")]
     pub lambda: Option<f64>,
@@ -60,7 +68,8 @@ pub struct Choices {
     #[arg(long, value_name = "WORD,…", value_delimiter = ',')]
     pub label_words: Option<Vec<String>>,
     /// Learn from this fine-tuned model's logits as well (weights ½ and ½, temperature 2). cap-m and cap-soft need it: they
-    /// learn from its sentence vectors too (weights 0.1 and 0.9).
+    /// learn from its sentence vectors too (weights 0.1 and 0.9). A language model's teacher runs beside it, a forward pass
+    /// more every step.
     #[arg(long, value_name = "DIR")]
     pub teacher: Option<String>,
     #[command(flatten)]
@@ -131,11 +140,6 @@ impl Choices {
             Setting { keep: self.keep_weights, task: &task.name, distilled: self.teacher.is_some() };
         let mut options = Options::new(method, profile, setting)?.for_family(family);
         let smp = method == Method::Smp;
-        let only = |given: bool, what: &str, whose: &str| match given {
-            true => Err(Error::usage(format!("{what} belongs to {whose}"))),
-            false => Ok(()),
-        };
-        only(self.masking.is_some() && !smp, "--masking", "--method smp")?;
         only(
             self.trained_head && !smp,
             "--trained-head",
@@ -146,25 +150,14 @@ impl Choices {
             "--label-words",
             "SMP's frozen head",
         )?;
-        options.masking = match self.masking {
-            None => options.masking,
-            Some(MaskingName::Fractions) => options.masking,
-            Some(MaskingName::Local) => Masking::Local,
-            Some(MaskingName::Global) => Masking::Global,
-            Some(MaskingName::Threshold) => Masking::Threshold,
-        };
+        options.masking = self.masking(&options)?;
         if let Some(temperature) = self.score_temperature {
             let fractions = matches!(options.masking, Masking::Fractions { .. });
             only(!fractions, "--score-temperature", "--masking fractions")?;
             positive("--score-temperature", temperature)?;
             options.masking = Masking::Fractions { temperature };
         }
-        options.curve = match self.schedule {
-            None => options.curve,
-            Some(CurveName::Cubic) => Curve::Cubic,
-            Some(CurveName::Linear) => Curve::Linear,
-        };
-        options.prune_steps = self.prune_steps.or(options.prune_steps);
+        self.schedule(&mut options)?;
         if let Some(lambda) = self.lambda {
             let regularised = !matches!(method, Method::Movement | Method::Magnitude | Method::CapMovement);
             only(
@@ -220,6 +213,55 @@ impl Choices {
         Ok(options)
     }
 
+    /// What the fraction is of.
+    fn masking(&self, options: &Options) -> Result<Masking> {
+        let smp = options.method == Method::Smp;
+        let ranked = options.masking == Masking::Local;
+        Ok(match self.masking {
+            None => options.masking,
+            Some(MaskingName::Fractions) if smp => options.masking,
+            Some(MaskingName::Threshold) if smp => Masking::Threshold,
+            Some(MaskingName::Local) if smp || ranked => Masking::Local,
+            Some(MaskingName::Global) if smp || ranked => Masking::Global,
+            Some(_) if ranked => {
+                return Err(Error::usage("--masking fractions and threshold belong to --method smp"));
+            }
+            Some(_) => {
+                return Err(Error::usage(
+                    "--masking belongs to the methods that rank: smp, movement, magnitude, cap-m; soft-movement, cap-soft and \
+                     l0 keep what is above a threshold, however much that is",
+                ));
+            }
+        })
+    }
+
+    /// How the fraction, or the threshold, follows the steps.
+    fn schedule(&self, options: &mut Options) -> Result<()> {
+        let scheduled = options.masking != Masking::HardConcrete;
+        let whose = "the methods with a schedule: l0's masks follow none";
+        only(self.schedule.is_some() && !scheduled, "--schedule", whose)?;
+        only(self.prune_steps.is_some() && !scheduled, "--prune-steps", whose)?;
+        let given = self.schedule_warmup.is_some() || self.schedule_rests.is_some();
+        only(
+            given && !options.has_rests(),
+            "--schedule-warmup and --schedule-rests",
+            "movement, soft-movement, magnitude, cap-m and cap-soft; smp has --prune-steps",
+        )?;
+        options.curve = match self.schedule {
+            None => options.curve,
+            Some(CurveName::Cubic) => Curve::Cubic,
+            Some(CurveName::Linear) => Curve::Linear,
+        };
+        options.prune_steps = self.prune_steps;
+        options.warmup_steps = self.schedule_warmup.or(options.warmup_steps);
+        options.rests = match self.schedule_rests.as_deref() {
+            None => options.rests,
+            Some(&[first, last]) => [first, last],
+            Some(_) => return Err(Error::usage("--schedule-rests takes two whole numbers: INITIAL,FINAL")),
+        };
+        Ok(())
+    }
+
     /// The same for the record, each marked where it was given.
     pub fn record(&self, options: &Options) -> MethodRecord {
         let mut record = MethodRecord {
@@ -235,7 +277,19 @@ impl Choices {
             format!("{:?}", options.masking),
             self.masking.is_some() || self.score_temperature.is_some(),
         );
-        set("schedule", format!("{:?}", options.curve).to_lowercase(), self.schedule.is_some());
+        if options.masking != Masking::HardConcrete {
+            set("schedule", format!("{:?}", options.curve).to_lowercase(), self.schedule.is_some());
+        }
+        if let Some(steps) = options.prune_steps {
+            set("prune-steps", steps.to_string(), true);
+        }
+        if options.has_rests() {
+            let warmup =
+                options.warmup_steps.map_or("of the learning rate".into(), |steps| steps.to_string());
+            set("schedule-warmup", warmup, self.schedule_warmup.is_some());
+            let [first, last] = options.rests;
+            set("schedule-rests", format!("{first},{last}"), self.schedule_rests.is_some());
+        }
         set("lambda", options.lambda.to_string(), self.lambda.is_some());
         set("ramp", format!("{:?}", options.ramp), false);
         if options.masking == Masking::Threshold {
@@ -249,7 +303,9 @@ impl Choices {
             );
             set("initial-score", options.initial_score.to_string(), false);
         }
-        set("least-survivors", options.least_survivors.to_string(), false);
+        if options.masking == Masking::Threshold {
+            set("least-survivors", options.least_survivors.to_string(), false);
+        }
         set("adamw", format!("{:?}", options.form), false);
         set("head", format!("{:?}", options.head), self.trained_head);
         set("snap", options.snap.to_string(), self.snap);
@@ -258,10 +314,17 @@ impl Choices {
             set("distillation", format!("{a} task, {b} teacher, temperature {t}"), false);
         }
         if let Some(contrast) = &options.contrast {
-            set("rests", format!("{:?}", options.rests), false);
             self.contrast.record(contrast, &mut record);
         }
         record
+    }
+}
+
+/// Fails where an option was given that is not read.
+pub fn only(given: bool, what: &str, whose: &str) -> Result<()> {
+    match given {
+        true => Err(Error::usage(format!("{what} belongs to {whose}"))),
+        false => Ok(()),
     }
 }
 

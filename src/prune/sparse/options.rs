@@ -61,7 +61,7 @@ pub enum Masking {
         /// p.
         temperature: f64,
     },
-    /// One ranking of all scores (G).
+    /// One ranking of all scores (G). It is made at every step; movement's code makes it at every 25th.
     Global,
     /// σ(S) above a threshold (T, soft movement).
     Threshold,
@@ -135,9 +135,9 @@ pub struct Options {
     pub curve: Curve,
     /// Steps until the final fraction is reached; by the profile where not given.
     pub prune_steps: Option<u64>,
-    /// Movement's warm-up in steps, 10 % of the training where not given: multiples of it precede and follow the pruning.
+    /// Movement's warm-up in steps, that of the learning rate where not given: multiples of it precede and follow the pruning.
     pub warmup_steps: Option<u64>,
-    /// Those multiples.
+    /// Those multiples (the code's `initial_warmup` and `final_warmup`).
     pub rests: [u64; 2],
     /// λ of the regulariser; 0 is none.
     pub lambda: f64,
@@ -250,10 +250,10 @@ impl Options {
             Method::CapSoftMovement => {
                 contrasting(Options { lambda: contrastive_lambda(keep, task), ..soft })
             }
+            // Neither its masks nor λ follow a schedule.
             Method::L0 => Options {
                 masking: Masking::HardConcrete,
                 lambda: 125.0,
-                rests: [1, 1],
                 initial_score: 2.197,
                 score_learning_rate: if squad { 1e-1 } else { 1e-2 },
                 ..base
@@ -285,8 +285,14 @@ impl Options {
         self.method != Method::Smp
     }
 
-    /// The schedule of a training of `total` steps of `epoch_steps` each. Fails where it would be longer than the training.
-    pub fn schedule(&self, task: &str, total: u64, epoch_steps: u64) -> Result<Schedule> {
+    /// Whether the schedule rests before and after the pruning, as movement's does.
+    pub fn has_rests(&self) -> bool {
+        self.method != Method::Smp && self.masking != Masking::HardConcrete && self.prune_steps.is_none()
+    }
+
+    /// The schedule of a training of `total` steps, an epoch of which has `epoch_steps`, and whose learning rate rises over
+    /// `warmup`. Fails where it would be longer than the training.
+    pub fn schedule(&self, task: &str, total: u64, epoch_steps: u64, warmup: u64) -> Result<Schedule> {
         if self.masking == Masking::HardConcrete {
             return Ok(Schedule::constant(1.0));
         }
@@ -303,8 +309,8 @@ impl Options {
             let [initial, last] = ends;
             return Ok(Schedule { curve: self.curve, begin: 0, end: steps, initial, last });
         }
-        if self.method != Method::Smp {
-            let warmup = self.warmup_steps.unwrap_or(total.div_ceil(10));
+        if self.has_rests() {
+            let warmup = self.warmup_steps.unwrap_or(warmup);
             return Schedule::movement(self.curve, ends, warmup, total, self.rests);
         }
         let [initial, last] = ends;
@@ -395,7 +401,7 @@ mod tests {
     #[test]
     fn the_schedules_of_text_and_code_differ_as_they_do() {
         let end = |profile, keep, total| {
-            options(Method::Smp, profile, keep).unwrap().schedule("mnli", total, 6136).map(|s| s.end)
+            options(Method::Smp, profile, keep).unwrap().schedule("mnli", total, 6136, 0).map(|s| s.end)
         };
         assert_eq!(end(Profile::Authors, 0.1, 73_632).unwrap(), 43_632);
         assert_eq!(end(Profile::Paper, 0.1, 73_632).unwrap(), 3500);
@@ -405,6 +411,6 @@ mod tests {
         assert_eq!(end(Profile::Default, 0.1, 5000).unwrap(), 3000);
         let longer =
             Options { prune_steps: Some(11), ..options(Method::Smp, Profile::Default, 0.5).unwrap() };
-        assert!(longer.schedule("mnli", 10, 5).is_err());
+        assert!(longer.schedule("mnli", 10, 5, 0).is_err());
     }
 }

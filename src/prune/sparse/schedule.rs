@@ -62,11 +62,12 @@ impl Schedule {
         total: u64,
         [initial_warmup, final_warmup]: [u64; 2],
     ) -> Result<Schedule> {
-        let (begin, rest) = (initial_warmup * warmup, final_warmup * warmup);
-        if begin + rest >= total {
+        let (begin, rest) = (initial_warmup.saturating_mul(warmup), final_warmup.saturating_mul(warmup));
+        if begin.saturating_add(rest) >= total {
             return Err(Error::usage(format!(
-                "a schedule longer than the training: {begin} steps before pruning and {rest} after it leave none of \
-                 {total}; train longer or give a shorter warm-up"
+                "a schedule longer than the training: {begin} steps before pruning and {rest} after it ({initial_warmup} and \
+                 {final_warmup} times a warm-up of {warmup}) leave none of {total}; train longer, or give a shorter \
+                 --schedule-warmup or smaller --schedule-rests"
             )));
         }
         Ok(Schedule { curve, begin, end: total - rest, initial, last })
@@ -125,7 +126,10 @@ mod tests {
             (1.0, 1.0, 0.15, 0.15)
         );
         assert!((schedule.at(450) - (0.15 + 0.85 * 0.125)).abs() < 1e-12);
-        assert!(Schedule::movement(Curve::Cubic, [1.0, 0.15], 100, 300, [1, 2]).is_err());
+        for (warmup, rests) in [(100, [1, 2]), (u64::MAX, [2, 3])] {
+            let refused = Schedule::movement(Curve::Cubic, [1.0, 0.15], warmup, 300, rests).unwrap_err();
+            assert!(refused.to_string().contains("--schedule-warmup"), "{refused}");
+        }
         let linear = Schedule::smp(Curve::Linear, 0.5, 10);
         assert_eq!((linear.at(0), linear.at(5), linear.at(10)), (1.0, 0.75, 0.5));
         assert_eq!(Schedule::constant(1.0).at(7), 1.0);
