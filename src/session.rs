@@ -265,6 +265,13 @@ impl Session {
         write(inputs.token_type_ids, &batch.token_type_ids)?;
         model::positions(model.config(), &batch.cu_seqlens, ints)?;
         write(inputs.positions, ints)?;
+        if inputs.sequences.is_some() {
+            ints.clear();
+            for (row, bounds) in (0..).zip(batch.cu_seqlens.windows(2)) {
+                ints.resize(bounds[1] as usize, row);
+            }
+            write(inputs.sequences, ints)?;
+        }
         let mut targets = 0;
         if let Targets::Tokens { positions, labels } = &batch.targets {
             write(inputs.rows, positions)?;

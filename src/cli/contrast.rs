@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use secateur::data::{Dataset, Task, TaskKind};
-use secateur::model::{Head, HeadRequest, Model};
+use secateur::model::{Head, HeadRequest, Model, Sentence};
 use secateur::prune::contrastive;
 use secateur::report::record::{Choice, Method};
 use secateur::train::teacher::{self, Teacher};
@@ -73,17 +73,28 @@ impl ContrastOptions {
     }
 }
 
-/// What the teacher `name` says of each training row, sentence vectors too where they are wanted; a language model's is
-/// loaded, to run beside the student.
+/// What the teacher `name` says of each training row, the vectors of [`Sentence::Cls`] too where they are wanted.
 pub fn teacher(
+    context: &Context,
+    name: &str,
+    of: (&Task, Head),
+    data: &Dataset,
+    student: &load::Source,
+    sentences: bool,
+) -> Result<Arc<Teacher>> {
+    taught(context, name, of, data, student, sentences.then_some(Sentence::Cls))
+}
+
+/// The same with any sentence vectors; a language model's teacher is loaded, to run beside the student.
+pub fn taught(
     context: &Context,
     name: &str,
     (task, head): (&Task, Head),
     data: &Dataset,
     student: &load::Source,
-    sentences: bool,
+    sentences: Option<Sentence>,
 ) -> Result<Arc<Teacher>> {
-    if head.is_language_model() && sentences {
+    if head.is_language_model() && sentences.is_some() {
         return Err(Error::usage(
             "contrastive terms compare sentences: they need a task that classifies, or answers, not a language model",
         ));
@@ -91,7 +102,7 @@ pub fn teacher(
     let source = load::source(name)?;
     teacher::check_labels(&source.config, head, task)?;
     teacher::check_tokens(&source.tokenizer, &student.tokenizer)?;
-    if sentences {
+    if sentences.is_some() {
         teacher::check_width(&source.config, &student.config)?;
     }
     if head.is_language_model() {

@@ -21,7 +21,7 @@ use secateur::{Error, Result};
 
 use self::choices::{Choices, only};
 use super::context::Context;
-use super::contrast::teacher;
+use super::contrast::taught;
 use super::options::{ModelOptions, OutputOptions, TaskOptions, TrainOptions};
 use super::output::{CHECKPOINTS, Output};
 use super::prune::write_report;
@@ -94,9 +94,9 @@ impl Sparsify {
             }
             _ => None,
         };
-        let sentences = options.contrast.is_some();
+        let sentences = options.contrast.map(|_| options.sentence);
         let teacher = match &self.choices.teacher {
-            Some(name) => Some(teacher(context, name, (&task, head), &data, &source, sentences)?),
+            Some(name) => Some(taught(context, name, (&task, head), &data, &source, sentences)?),
             None => None,
         };
         let mut method = self.choices.record(&options);

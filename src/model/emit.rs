@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::config::ModelConfig;
 use super::emit_contrast::{ContrastiveSlots, ContrastiveTerms};
 use super::emit_head::Answer;
@@ -33,6 +35,16 @@ pub struct SampledTaps {
     pub context: Vec<usize>,
     /// Layers whose activation (input of the feed-forward down-projection) is wanted.
     pub activation: Vec<usize>,
+}
+
+/// What stands for a sentence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sentence {
+    /// What the classifier reads of the token that answers (of BERT the pooler's output); under a span head its hidden state.
+    #[default]
+    Cls,
+    /// The sum of the hidden states of all tokens: the direction of their mean.
+    Mean,
 }
 
 /// What a program computes and keeps.
@@ -71,6 +83,8 @@ pub struct EmitOptions {
     pub teacher_hidden: bool,
     /// The sentence vectors `[B, d]` are kept ([`ModelProgram::sentence`]).
     pub sentences: bool,
+    /// Which vectors those are, and those that are held against banks.
+    pub sentence: Sentence,
     /// Contrastive losses of the sentence vectors over banks that are inputs.
     pub contrastive: Option<ContrastiveTerms>,
 }
@@ -91,6 +105,8 @@ pub struct Inputs {
     /// Sequence heads: token that answers for each sequence, `[B]` ([`answer_rows`](super::answer_rows)).
     /// Language models: tokens whose state predicts, `[R]`.
     pub rows: Option<SlotId>,
+    /// Sequence of each token, `[T]`.
+    pub sequences: Option<SlotId>,
     /// Class of each sequence `[B]`, or token to predict `[R]`; −100 is ignored.
     pub labels: Option<SlotId>,
     /// Weight of each loss row, `[B, 1]` or `[R, 1]`: the total is Σ weight · loss.
@@ -123,6 +139,7 @@ impl Inputs {
             hidden: None,
             cu_seqlens,
             rows: None,
+            sequences: None,
             labels: None,
             weights: None,
             targets: None,
@@ -193,8 +210,7 @@ pub struct ModelProgram {
     pub losses: Option<SlotId>,
     /// Distillation loss of each row.
     pub distillation_losses: Option<SlotId>,
-    /// Kept sentence vectors, `[B, d]`: what the classifier reads (of BERT the pooler's output), dropout included; under a
-    /// span head the hidden state of the token that would answer for the sequence.
+    /// Kept sentence vectors, `[B, d]` ([`Sentence`]), dropout included.
     pub sentence: Option<SlotId>,
     /// Inputs and results of the contrastive losses.
     pub contrastive: Option<ContrastiveSlots>,
@@ -320,6 +336,8 @@ impl Architecture {
             "the distillation temperature must be positive"
         } else if (options.sentences || options.contrastive.is_some()) && !by_sequence {
             "only a model that classifies, or finds an answer, has sentence vectors"
+        } else if options.sentence == Sentence::Mean && options.knowledge {
+            "where knowledge is measured, only the tokens that answer have a last hidden state"
         } else if options.contrastive.is_some() && !objective {
             "contrastive losses are terms beside the loss of the task"
         } else if ends_below && (objective || options.logits != Logits::None) {

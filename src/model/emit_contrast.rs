@@ -1,6 +1,6 @@
 //! Emission of what contrastive pruning compares: the sentence vectors, and their losses over banks.
 
-use super::emit::Emitter;
+use super::emit::{Emitter, Sentence};
 use crate::program::{Extent, SlotId};
 
 /// Contrastive losses of the sentence vectors: one over each of three banks.
@@ -41,12 +41,31 @@ pub struct BankSlots {
 }
 
 impl Emitter<'_> {
-    /// Keeps the sentence vectors `[B, d]` and holds them against banks, as far as the options ask for it.
-    pub(super) fn sentences(&mut self, sentence: SlotId) -> Option<ContrastiveSlots> {
+    /// Keeps the sentence vectors `[B, d]` and holds them against banks, as far as the options ask for it. `cls` gives what
+    /// of the tokens that answer may stand for a sentence; `x [T, d]`: the hidden states of all.
+    pub(super) fn sentences(
+        &mut self,
+        x: SlotId,
+        cls: impl FnOnce(&mut Self) -> SlotId,
+    ) -> (Option<SlotId>, Option<ContrastiveSlots>) {
+        if !self.options.sentences && self.options.contrastive.is_none() {
+            return (None, None);
+        }
+        let sentence = match self.options.sentence {
+            Sentence::Cls => cls(self),
+            Sentence::Mean => {
+                let sequences = self.b.int_input("sequences", Extent::Tokens);
+                self.inputs.sequences = Some(sequences);
+                self.b.sum_rows("sentence.sum", x, sequences, Extent::Sequences)
+            }
+        };
         if self.options.sentences {
             self.b.keep(sentence);
         }
-        let terms = self.options.contrastive?;
+        (Some(sentence), self.options.contrastive.map(|terms| self.against_banks(sentence, terms)))
+    }
+
+    fn against_banks(&mut self, sentence: SlotId, terms: ContrastiveTerms) -> ContrastiveSlots {
         let b = &mut self.b;
         let (rows, width) = b.shape(sentence);
         let ids = b.int_input("contrastive.ids", rows);
@@ -65,6 +84,6 @@ impl Emitter<'_> {
                 b.contrastive(&name("losses"), sentence, bank, keys, pair, terms.temperature, weights);
             BankSlots { rows: bank, ids: bank_ids, labels: bank_labels, weights, losses }
         };
-        Some(ContrastiveSlots { ids, labels, banks: [0, 1, 2].map(bank) })
+        ContrastiveSlots { ids, labels, banks: [0, 1, 2].map(bank) }
     }
 }

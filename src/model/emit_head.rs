@@ -32,6 +32,7 @@ impl Emitter<'_> {
             HeadParameters::Backbone => Answer::default(),
             HeadParameters::Sequence { input_dropout, dense, norm, dropout, classifier } => {
                 let rows = self.answer_rows();
+                let all = x;
                 let mut x = if self.answers.is_some() { x } else { self.b.gather("answer", x, rows) };
                 x = self.b.dropout("answer.dropped", x, input_dropout);
                 x = match dense {
@@ -41,22 +42,19 @@ impl Emitter<'_> {
                     }
                     None => self.b.dropout("answer.dropped again", x, dropout),
                 };
-                let sentence = x;
-                let contrastive = self.sentences(sentence);
+                let (sentence, contrastive) = self.sentences(all, |_| x);
                 if let Some(norm) = norm {
                     x = self.b.layer_norm("normalised", x, norm.gamma, norm.beta, self.config.norm_epsilon);
                 }
                 let logits = self.b.linear("logits", x, classifier, Fused::default());
                 let losses = options.loss.then(|| self.sequence_loss(logits));
-                Answer { sentence: Some(sentence), contrastive, ..self.answer(logits, None, losses) }
+                Answer { sentence, contrastive, ..self.answer(logits, None, losses) }
             }
             HeadParameters::Span { dropout, transform, outputs } => {
-                let mut vectors = (None, None);
-                if options.sentences || options.contrastive.is_some() {
-                    let rows = self.answer_rows();
-                    let sentence = self.b.gather("sentence", x, rows);
-                    vectors = (Some(sentence), self.sentences(sentence));
-                }
+                let (sentence, contrastive) = self.sentences(x, |emitter| {
+                    let rows = emitter.answer_rows();
+                    emitter.b.gather("sentence", x, rows)
+                });
                 let x = self.b.dropout("answer.dropped", x, dropout);
                 let x = self.transformed("answer", x, transform);
                 let logits = self.b.linear("logits", x, outputs, Fused::default());
@@ -67,7 +65,6 @@ impl Emitter<'_> {
                     let weights = self.weights(Extent::Sequences);
                     self.b.span_loss("losses", logits, [starts, ends], self.inputs.cu_seqlens, weights)
                 });
-                let (sentence, contrastive) = vectors;
                 Answer { sentence, contrastive, ..self.answer(logits, None, losses) }
             }
             HeadParameters::LanguageModel { transform, decoder, bias } => {

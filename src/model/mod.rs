@@ -39,7 +39,7 @@ pub use self::compact::EmptySublayers;
 pub use self::config::{
     DropoutProbabilities, Family, LayerShape, ModelConfig, NormOrder, Sublayer, positions,
 };
-pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, SampledTaps};
+pub use self::emit::{EmitOptions, Inputs, LayerSlots, Logits, ModelProgram, SampledTaps, Sentence};
 pub use self::emit_contrast::{BankSlots, ContrastiveSlots, ContrastiveTerms};
 pub use self::emit_sublayer::SublayerEmitter;
 pub use self::heads::{Head, HeadParameters};

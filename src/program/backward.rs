@@ -258,6 +258,18 @@ impl Builder {
                     self.push(Op::ScatterAdd { dy, rows, dx, accumulate });
                 }
             }
+            // Sums of rows, in a forward pass: each row's gradient is that of its sum.
+            Op::ScatterAdd { dy: x, rows, dx: y, accumulate: false } => {
+                let Some(dy) = self.gradient_of(y) else { return };
+                match self.contribution(x, required) {
+                    None => {}
+                    Some((dx, false)) => self.push(Op::Gather { x: dy, rows, y: dx }),
+                    Some((dx, true)) => {
+                        let more = self.gather(&format!("{} from {}", self.name(dx), self.name(y)), dy, rows);
+                        self.push(Op::Add { x: more, y: dx });
+                    }
+                }
+            }
             // Losses write the gradients of their logits themselves.
             Op::CrossEntropy { .. }
             | Op::LinearCrossEntropy { .. }

@@ -426,6 +426,14 @@ impl Builder {
         y
     }
 
+    /// Sums of rows: row `rows[i]` of the result, one of `extent`, has row `i` of `x` in it.
+    pub fn sum_rows(&mut self, name: &str, x: SlotId, rows: SlotId, extent: Extent) -> SlotId {
+        let (_, cols) = self.shape(x);
+        let y = self.temporary(name, extent, cols);
+        self.push(Op::ScatterAdd { dy: x, rows, dx: y, accumulate: false });
+        y
+    }
+
     /// `Σ_t x·y` of each column, `[1, n]`, readable after the run.
     pub fn column_products(&mut self, name: impl Into<String>, x: SlotId, y: SlotId) -> SlotId {
         let (_, cols) = self.shape(x);

@@ -147,7 +147,8 @@ pub enum Op {
     Dropout { x: SlotId, y: SlotId, site: DropoutSite },
     /// `y[i] = x[rows[i]]`.
     Gather { x: SlotId, rows: SlotId, y: SlotId },
-    /// `dx[rows[i]] += dy[i]`, after zeroing `dx` unless accumulating.
+    /// `dx[rows[i]] += dy[i]`, after zeroing `dx` unless accumulating. The backward of `Gather`; without accumulating also a
+    /// forward operation, sums of rows.
     ScatterAdd { dy: SlotId, rows: SlotId, dx: SlotId, accumulate: bool },
     /// `y += x`.
     Add { x: SlotId, y: SlotId },

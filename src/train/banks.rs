@@ -12,7 +12,7 @@ use half::slice::HalfFloatSliceExt as _;
 use super::checkpoint;
 use crate::data::{Batch, Dataset, EvaluationPlan};
 use crate::error::{Error, Result};
-use crate::model::EmitOptions;
+use crate::model::{EmitOptions, Sentence};
 use crate::ops::contrastive::NORM_FLOOR;
 use crate::program::Mode;
 use crate::progress::Progress;
@@ -93,12 +93,22 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Emits and prepares the program, for batches of up to `token_budget` tokens.
+    /// Emits and prepares the program, for batches of up to `token_budget` tokens, of [`Sentence::Cls`].
     pub fn new(session: &mut Session, data: &Dataset, token_budget: usize) -> Result<Encoder> {
+        Encoder::of(Sentence::Cls, session, data, token_budget)
+    }
+
+    /// The same with what stands for a sentence.
+    pub fn of(
+        sentence: Sentence,
+        session: &mut Session,
+        data: &Dataset,
+        token_budget: usize,
+    ) -> Result<Encoder> {
         let lengths = data.lengths();
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let plan = EvaluationPlan::new(&lengths, token_budget.max(longest))?;
-        let options = EmitOptions { sentences: true, ..EmitOptions::default() };
+        let options = EmitOptions { sentences: true, sentence, ..EmitOptions::default() };
         let capacity = session::capacity(&plan.batches, &lengths);
         let prepared = session.prepare(Mode::EVALUATE, &options, capacity)?;
         Ok(Encoder { prepared, plan, batch: Batch::default(), values: Vec::new() })

@@ -15,7 +15,7 @@ use super::banks::{Bank, Encoder};
 use super::teacher::Teacher;
 use crate::data::{Batch, Cursor, Dataset, Target, sampling};
 use crate::error::{Error, Result};
-use crate::model::ContrastiveTerms;
+use crate::model::{ContrastiveTerms, Sentence};
 use crate::ops::contrastive::Keys;
 use crate::program::Extents;
 use crate::progress::Progress;
@@ -26,6 +26,7 @@ use crate::session::{Prepared, Session};
 #[derive(Debug)]
 pub struct Contrast {
     options: Options,
+    sentence: Sentence,
     terms: ContrastiveTerms,
     seed: u64,
     token_budget: usize,
@@ -73,6 +74,7 @@ impl Contrast {
         let terms = ContrastiveTerms { temperature: options.temperature as f32, bank_rows, supervised };
         Ok(Contrast {
             options: *options,
+            sentence: Sentence::Cls,
             terms,
             seed,
             token_budget: tokens,
@@ -83,6 +85,16 @@ impl Contrast {
             rows: Vec::new(),
             values: Vec::new(),
         })
+    }
+
+    /// The same with what stands for a sentence, in the banks too; it is [`Sentence::Cls`] otherwise.
+    pub fn of(self, sentence: Sentence) -> Contrast {
+        Contrast { sentence, ..self }
+    }
+
+    /// What stands for a sentence.
+    pub fn sentence(&self) -> Sentence {
+        self.sentence
     }
 
     /// The same with banks that the model has filled before: of itself before any pruning, then its snapshots.
@@ -117,7 +129,7 @@ impl Contrast {
     ) -> Result<()> {
         let encoder = match &mut self.encoder {
             Some(encoder) => encoder,
-            None => self.encoder.insert(Encoder::new(session, data, self.token_budget)?),
+            None => self.encoder.insert(Encoder::of(self.sentence, session, data, self.token_budget)?),
         };
         let bank = encoder.fill(session, data, progress)?;
         self.teacher.check(&bank)?;

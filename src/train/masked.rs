@@ -182,9 +182,10 @@ impl MaskedTrainer {
         let schedule = options.schedule(&task.name, size.total_steps, size.epoch_steps, warmup)?;
         let plan = MaskPlan::new(options, schedule, &architecture.layer_matrices(), &layout)?;
         let contrast = match (&options.contrast, &teacher) {
-            (Some(options), Some(teacher)) => {
+            (Some(terms), Some(teacher)) => {
                 let (supervised, teacher) = (task.kind == TaskKind::Classification, teacher.clone());
-                Some(Contrast::new(options, supervised, teacher, seed, size.epochs(), size.capacity)?)
+                let terms = Contrast::new(terms, supervised, teacher, seed, size.epochs(), size.capacity)?;
+                Some(terms.of(options.sentence))
             }
             _ => None,
         };

@@ -10,7 +10,7 @@ use super::contrast::Contrast;
 use super::teacher::{Beside, Teacher};
 use crate::data::{Batch, Dataset, Step, Targets};
 use crate::error::{Error, Result};
-use crate::model::EmitOptions;
+use crate::model::{EmitOptions, Sentence};
 use crate::program::{Extents, SlotId};
 use crate::prune::sparse::Distillation;
 use crate::session::{Prepared, Session, Weighting};
@@ -71,6 +71,7 @@ impl Objective {
             loss: true,
             distillation: temperature.filter(|_| !one_number),
             contrastive: self.contrast.as_ref().map(Contrast::terms),
+            sentence: self.contrast.as_ref().map_or(Sentence::Cls, Contrast::sentence),
             ..EmitOptions::default()
         }
     }

@@ -9,7 +9,7 @@ use super::banks::{Bank, Encoder};
 use crate::data::{Batch, Dataset, Task, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval::evaluate::Evaluator;
-use crate::model::{EmitOptions, Head, Logits, Model, ModelConfig};
+use crate::model::{EmitOptions, Head, Logits, Model, ModelConfig, Sentence};
 use crate::program::{Extents, Mode};
 use crate::progress::Progress;
 use crate::session::{Device, Prepared, Session, Weighting};
@@ -158,22 +158,25 @@ impl Teacher {
     }
 }
 
-/// Asks a teacher for its outputs and, where `sentences` says so, for its sentence vectors.
+/// Asks a teacher for its outputs and, where `sentences` says which, for its sentence vectors.
 pub fn ask(
     model: Model,
     device: Device,
     task: &Task,
     data: &Dataset,
     token_budget: usize,
-    sentences: bool,
+    sentences: Option<Sentence>,
     progress: &Progress,
 ) -> Result<Teacher> {
     let mut session = Session::new(model, device)?;
     let mut evaluator = Evaluator::new(&mut session, task, data, token_budget, false)?;
     let (outputs, _) = evaluator.outputs(&mut session, task, data, "asking the teacher", progress)?;
     let sentences = match sentences {
-        true => Some(Encoder::new(&mut session, data, token_budget)?.fill(&mut session, data, progress)?),
-        false => None,
+        Some(sentence) => {
+            let mut encoder = Encoder::of(sentence, &mut session, data, token_budget)?;
+            Some(encoder.fill(&mut session, data, progress)?)
+        }
+        None => None,
     };
     Ok(Teacher { outputs, sentences, model: None })
 }

@@ -175,13 +175,15 @@ fn contrastive_pruning_learns_from_a_teacher_of_its_width() {
         all
     };
     for method in ["cap-m", "cap-soft"] {
-        let arguments = taught(method, &["--extra-candidates", "12"]);
+        let sentence = if method == "cap-m" { "cls" } else { "mean" };
+        let arguments = taught(method, &["--extra-candidates", "12", "--sentence", sentence]);
         let (out, record) =
             fixture.sparsify(method, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
         assert_whole_model(&out);
         let choices = &record["method"]["choices"];
         assert_eq!(choices["contrastive-weights"]["value"], "0.1,10");
         assert_eq!(choices["extra-candidates"]["value"], "12");
+        assert_eq!(choices["sentence"]["value"], sentence);
         assert!(choices["distillation"]["value"].as_str().unwrap().starts_with("0.1 task, 0.9 teacher"));
         let evaluated = run(&["evaluate", "--model", text(&out), "--task", "table", "--data", data]);
         assert_eq!(evaluated["evaluations"][0]["metrics"], record["evaluations"][0]["metrics"], "{method}");
@@ -194,6 +196,7 @@ fn contrastive_pruning_learns_from_a_teacher_of_its_width() {
     refused(taught("cap-m", &["--contrastive-temperature", "0"]), "positive");
     refused(taught("cap-m", &["--lambda", "3"]), "belongs to");
     refused(taught("movement", &["--extra-candidates", "3"]), "belongs to");
+    refused(taught("movement", &["--sentence", "mean"]), "belongs to");
     let wide = wide_classifier(&fixture, &teacher);
     let arguments = [&cap("cap-m")[..], &["--teacher", text(&wide)]].concat();
     fixture.refused(&arguments, "same hidden size");

@@ -4,7 +4,7 @@
 use secateur::data::Batch;
 use secateur::exec::{Block, lockstep};
 use secateur::launch::Precision;
-use secateur::model::{ContrastiveSlots, ContrastiveTerms, EmitOptions, Head};
+use secateur::model::{ContrastiveSlots, ContrastiveTerms, EmitOptions, Head, Sentence};
 use secateur::ops::contrastive::Keys;
 use secateur::program::{Extents, Mode, Storage};
 use secateur::progress::Progress;
@@ -131,6 +131,7 @@ fn fed(
     head: Head,
     rows: usize,
     mode: Mode,
+    sentence: Sentence,
 ) -> (Session, Prepared, Batch, Extents, [[f64; 2]; 3]) {
     let batch = models::batch(&models::examples(family, head, rows, 13));
     let mut session = Session::new(models::model(family, head, 0.2), device).expect("a session");
@@ -138,6 +139,7 @@ fn fed(
     let options = EmitOptions {
         loss: true,
         sentences: mode == Mode::EVALUATE,
+        sentence,
         contrastive: Some(terms(supervised)),
         ..EmitOptions::default()
     };
@@ -163,27 +165,67 @@ fn losses(
     })
 }
 
+const BOTH: [Sentence; 2] = [Sentence::Cls, Sentence::Mean];
+
+/// The vectors whose directions are compared are sums over each sequence's tokens of the last hidden state.
+#[test]
+fn the_mean_is_over_the_tokens_of_a_sequence() {
+    for (family, head) in [("bert", CLASSES), ("gpt2", CLASSES), ("distilbert", Head::Span)] {
+        let batch = models::batch(&models::examples(family, head, 5, 13));
+        for device in [Device::Reference, Device::Cpu, device(Precision::F32)] {
+            let mut session = Session::new(models::model(family, head, 0.0), device).expect("a session");
+            let options = EmitOptions {
+                sentences: true,
+                sentence: Sentence::Mean,
+                keep_hidden: true,
+                ..EmitOptions::default()
+            };
+            let capacity = models::capacity(&batch);
+            let prepared = session.prepare(Mode::EVALUATE, &options, capacity).expect("prepared");
+            let extents = session.feed(&prepared, &batch, Weighting::EachRow).expect("fed");
+            session.executor().poison().expect("poisoned");
+            session.run(&prepared, &extents).expect("ran");
+            let read = |slot| session.read_wide(&prepared, slot, &extents).expect("read");
+            let found = read(prepared.slots.sentence.expect("sentence vectors"));
+            let hidden = read(*prepared.slots.hidden.last().expect("hidden states"));
+            assert_eq!(found.len(), 5 * WIDTH);
+            for (row, bounds) in batch.cu_seqlens.windows(2).enumerate() {
+                let tokens = &hidden[bounds[0] as usize * WIDTH..bounds[1] as usize * WIDTH];
+                for (j, found) in found[row * WIDTH..][..WIDTH].iter().enumerate() {
+                    let terms = tokens.iter().skip(j).step_by(WIDTH);
+                    let (sum, scale) = terms.fold((0.0, 0.0), |(sum, scale), x| (sum + x, scale + x.abs()));
+                    // n − 1 additions in f32.
+                    let bound = f64::from(f32::EPSILON) * f64::from(bounds[1] - bounds[0]) * scale;
+                    assert!((found - sum).abs() <= bound, "{family} on {device}, row {row}: {found}, {sum}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_loss_over_each_bank_is_the_published_one() {
     for (family, head) in
         [("bert", CLASSES), ("gpt2", CLASSES), ("bert", Head::Span), ("roberta", Head::Regression)]
     {
         for (device, tolerance) in [(Device::Reference, 1e-6), (Device::Cpu, 1e-5)] {
-            let (mut session, prepared, batch, extents, weights) =
-                fed(device, family, head, 5, Mode::EVALUATE);
-            session.run(&prepared, &extents).expect("ran");
-            let slots = prepared.slots.contrastive.expect("contrastive terms");
-            let sentence = prepared.slots.sentence.expect("sentence vectors");
-            let vectors = session.read_wide(&prepared, sentence, &extents).expect("vectors");
-            let vectors: Vec<Vec<f64>> = vectors.chunks(WIDTH).map(<[f64]>::to_vec).collect();
-            let candidates = Candidates::new(batch.row_count());
-            let found = losses(&mut session, &prepared, slots, &extents, &weights);
-            for (which, found) in found.into_iter().enumerate() {
-                let expected = candidates.published(which, &vectors, head == CLASSES);
-                assert!(
-                    (found - expected).abs() <= tolerance * expected.abs(),
-                    "{family} {head:?} on {device}, bank {which}: {found}, published {expected}"
-                );
+            for of in BOTH {
+                let (mut session, prepared, batch, extents, weights) =
+                    fed(device, family, head, 5, Mode::EVALUATE, of);
+                session.run(&prepared, &extents).expect("ran");
+                let slots = prepared.slots.contrastive.expect("contrastive terms");
+                let sentence = prepared.slots.sentence.expect("sentence vectors");
+                let vectors = session.read_wide(&prepared, sentence, &extents).expect("vectors");
+                let vectors: Vec<Vec<f64>> = vectors.chunks(WIDTH).map(<[f64]>::to_vec).collect();
+                let candidates = Candidates::new(batch.row_count());
+                let found = losses(&mut session, &prepared, slots, &extents, &weights);
+                for (which, found) in found.into_iter().enumerate() {
+                    let expected = candidates.published(which, &vectors, head == CLASSES);
+                    assert!(
+                        (found - expected).abs() <= tolerance * expected.abs(),
+                        "{family} {head:?} {of:?} on {device}, bank {which}: {found}, published {expected}"
+                    );
+                }
             }
         }
     }
@@ -192,15 +234,18 @@ fn the_loss_over_each_bank_is_the_published_one() {
 /// One row: where there are others, each is a constant to the rest, and differences are not derivatives.
 #[test]
 fn parameter_gradients_are_the_derivatives_of_the_terms() {
-    for (family, head) in [
-        ("bert", CLASSES),
-        ("roberta", CLASSES),
-        ("distilbert", CLASSES),
-        ("gpt2", CLASSES),
-        ("bert", Head::Span),
+    for (family, head, of) in [
+        ("bert", CLASSES, Sentence::Cls),
+        ("roberta", CLASSES, Sentence::Cls),
+        ("distilbert", CLASSES, Sentence::Cls),
+        ("gpt2", CLASSES, Sentence::Cls),
+        ("bert", Head::Span, Sentence::Cls),
+        ("bert", CLASSES, Sentence::Mean),
+        ("gpt2", CLASSES, Sentence::Mean),
+        ("bert", Head::Span, Sentence::Mean),
     ] {
         let (mut session, prepared, batch, extents, weights) =
-            fed(Device::Reference, family, head, 1, Mode::TRAIN);
+            fed(Device::Reference, family, head, 1, Mode::TRAIN, of);
         let slots = prepared.slots.contrastive.expect("contrastive terms");
         let loss = |session: &mut Session| {
             let zeros = vec![0.0; session.model().layout().block_len()];
@@ -246,7 +291,7 @@ fn parameter_gradients_are_the_derivatives_of_the_terms() {
             let scale = norm * (1.0 + gradient.iter().map(|g| g * g).sum::<f64>().sqrt());
             assert!(
                 (numeric - analytic).abs() < 1e-6 * scale,
-                "{family} {head:?} {}: {analytic} against {numeric}",
+                "{family} {head:?} {of:?} {}: {analytic} against {numeric}",
                 description.name
             );
         }
@@ -258,10 +303,12 @@ fn executors_agree_operation_by_operation() {
     for (family, head) in
         [("bert", CLASSES), ("gpt2", CLASSES), ("distilbert", Head::Span), ("roberta", Head::Regression)]
     {
-        for candidate in [Device::Cpu, device(Precision::F32)] {
+        for (candidate, of) in
+            [Device::Cpu, device(Precision::F32)].into_iter().flat_map(|d| BOTH.map(|of| (d, of)))
+        {
             let (mut reference, prepared, _, extents, _) =
-                fed(Device::Reference, family, head, 6, Mode::TRAIN);
-            let (mut other, _, _, _, _) = fed(candidate, family, head, 6, Mode::TRAIN);
+                fed(Device::Reference, family, head, 6, Mode::TRAIN, of);
+            let (mut other, _, _, _, _) = fed(candidate, family, head, 6, Mode::TRAIN, of);
             for session in [&mut reference, &mut other] {
                 let zeros = vec![0.0; session.model().layout().block_len()];
                 session.executor().write_block(Block::Gradients, &zeros).expect("gradients");
@@ -270,7 +317,7 @@ fn executors_agree_operation_by_operation() {
             let (id, executor) = (prepared.id, other.executor());
             let found = lockstep::compare(reference.executor(), id, executor, id, &extents).expect("runs");
             if let Some(divergence) = found {
-                panic!("{candidate} {family} {head:?}: {divergence}");
+                panic!("{candidate} {family} {head:?} {of:?}: {divergence}");
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use secateur::data::{Cursor, Dataset, Step};
 use secateur::launch::Precision;
-use secateur::model::Model;
+use secateur::model::{Model, Sentence};
 use secateur::program::Extents;
 use secateur::progress::Progress;
 use secateur::prune::contrastive;
@@ -40,10 +40,14 @@ fn recipe() -> Recipe {
 
 /// What another model says of the rows.
 fn teacher(data: &Dataset) -> Arc<Teacher> {
+    teacher_of(Sentence::Cls, data)
+}
+
+fn teacher_of(sentence: Sentence, data: &Dataset) -> Arc<Teacher> {
     let mut model = models::model("bert", CLASSES, 0.0);
     model.values.iter_mut().for_each(|value| *value *= 1.25);
     let mut session = Session::new(model, Device::Cpu).expect("a session");
-    let mut encoder = Encoder::new(&mut session, data, 64).expect("an encoder");
+    let mut encoder = Encoder::of(sentence, &mut session, data, 64).expect("an encoder");
     let bank = encoder.fill(&mut session, data, &Progress::silent()).expect("a bank");
     Arc::new(Teacher { outputs: teacher_outputs(data), sentences: Some(bank), ..Teacher::default() })
 }
@@ -60,13 +64,15 @@ fn run(
     run: &finetune::Options,
     progress: &Progress,
 ) -> secateur::Result<(Session, History)> {
-    train_masked(student(options), options, recipe, Some(teacher(&data())), run, progress)
+    let teacher = teacher_of(options.sentence, &data());
+    train_masked(student(options), options, recipe, Some(teacher), run, progress)
 }
 
 #[test]
 fn contrastive_pruning_learns() {
-    for method in [Method::CapMovement, Method::CapSoftMovement] {
-        let options = Options { lambda: 0.0, ..options(method) };
+    let both = [(Method::CapMovement, Sentence::Mean), (Method::CapSoftMovement, Sentence::Cls)];
+    for (method, sentence) in both {
+        let options = Options { lambda: 0.0, sentence, ..options(method) };
         let recipe = Recipe { epochs: 20, ..recipe() };
         let (_, history) =
             run(&options, &recipe, &finetune::Options::default(), &Progress::silent()).expect("trains");
@@ -78,8 +84,9 @@ fn contrastive_pruning_learns() {
 
 #[test]
 fn the_same_bits_on_any_number_of_threads_and_after_interruptions() {
-    for method in [Method::CapMovement, Method::CapSoftMovement] {
-        let options = options(method);
+    let both = [(Method::CapMovement, Sentence::Cls), (Method::CapSoftMovement, Sentence::Mean)];
+    for (method, sentence) in both {
+        let options = Options { sentence, ..options(method) };
         let on = |threads| {
             on_threads(threads, || {
                 let plain = finetune::Options::default();

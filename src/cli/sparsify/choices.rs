@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use secateur::data::Task;
-use secateur::model::Family;
+use secateur::model::{Family, Sentence};
 use secateur::prune::sparse::options::Setting;
 use secateur::prune::sparse::{Curve, Head, Masking, Method, Options, Profile};
 use secateur::report::record::{Choice, Method as MethodRecord};
@@ -74,6 +74,9 @@ pub struct Choices {
     pub teacher: Option<String>,
     #[command(flatten)]
     pub contrast: ContrastOptions,
+    /// cap-m, cap-soft: what stands for a sentence. Default: cls.
+    #[arg(long, value_enum, help_heading = "Contrastive terms (cap-m, cap-soft, cap-f)")]
+    pub sentence: Option<SentenceName>,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +122,14 @@ pub enum MaskingName {
     Global,
     /// Scores whose sigmoid is above --threshold (T).
     Threshold,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SentenceName {
+    /// What the classifier reads of the first token (of BERT the pooler's output), as the released scripts do.
+    Cls,
+    /// The mean of the hidden states of all tokens.
+    Mean,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,10 +214,15 @@ impl Choices {
             options.head = Head::Trained;
         }
         match &mut options.contrast {
-            Some(contrast) => self.contrast.resolve(contrast, task)?,
+            Some(contrast) => {
+                self.contrast.resolve(contrast, task)?;
+                if self.sentence == Some(SentenceName::Mean) {
+                    options.sentence = Sentence::Mean;
+                }
+            }
             None => only(
-                self.contrast.given(),
-                "--contrastive-weights, --contrastive-temperature or --extra-candidates",
+                self.contrast.given() || self.sentence.is_some(),
+                "--contrastive-weights, --contrastive-temperature, --extra-candidates or --sentence",
                 "--method cap-m and cap-soft",
             )?,
         }
@@ -314,6 +330,7 @@ impl Choices {
             set("distillation", format!("{a} task, {b} teacher, temperature {t}"), false);
         }
         if let Some(contrast) = &options.contrast {
+            set("sentence", format!("{:?}", options.sentence).to_lowercase(), self.sentence.is_some());
             self.contrast.record(contrast, &mut record);
         }
         record

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::fractions::authors_temperature;
 use super::schedule::{Curve, Ramp, Schedule};
 use crate::error::{Error, Result};
-use crate::model::Family;
+use crate::model::{Family, Sentence};
 use crate::ops::weightmask::MaskFunction;
 use crate::program::AdamWForm;
 use crate::prune::contrastive;
@@ -164,6 +164,8 @@ pub struct Options {
     pub extra_global_survivor: bool,
     /// Contrastive terms, which need a teacher.
     pub contrast: Option<contrastive::Options>,
+    /// What they take for a sentence.
+    pub sentence: Sentence,
 }
 
 /// Steps after which the schedule of SMP's code is over before the training is.
@@ -213,6 +215,7 @@ impl Options {
             distillation: distilled.then_some(Distillation::PUBLISHED),
             extra_global_survivor: profile == Profile::Authors && method == Method::Movement,
             contrast: None,
+            sentence: Sentence::Cls,
         };
         let soft = Options {
             masking: Masking::Threshold,
