@@ -7,7 +7,9 @@ use clap::{Args, ValueEnum};
 use secateur::data::Tokenizer;
 use secateur::export::snap::{self, Pattern};
 use secateur::export::{loader, mask_file, packed, unit_masks};
-use secateur::model::{EmptySublayers, Head, HeadRequest, Model, StoredType, UnitMasks, WeightMasks};
+use secateur::model::{
+    EmptySublayers, Head, HeadRequest, Model, ModelConfig, StoredType, UnitMasks, WeightMasks,
+};
 use secateur::report::RunRecord;
 use secateur::report::format;
 use secateur::{Error, Result};
@@ -147,10 +149,11 @@ impl Export {
                 if let Some(masks) = &weights {
                     masks.apply(&mut model)?;
                 }
-                model.architecture.config.label_words = label_words;
+                model.architecture.config.label_words = label_words.clone();
                 self.write_model(context, model, units.as_ref(), &directory, folder, &mut text)?
             }
         };
+        text.push_str(&self.about_words(&label_words, &directory, &config));
         output.commit()?;
         record.result = Some(result);
         context.finish(&mut record);
@@ -192,6 +195,25 @@ impl Export {
         match (masks, self.snap) {
             (Some(masks), Some(pattern)) => Ok((Some(snap::snap(&masks, model, pattern)?), label_words)),
             (masks, _) => Ok((masks, label_words)),
+        }
+    }
+
+    /// What to say of the words that answer for the classes, where the masks have some.
+    fn about_words(&self, words: &[u32], directory: &Path, config: &ModelConfig) -> String {
+        let tokenizer = Tokenizer::from_directory(directory, config.family.model_type());
+        let (false, Ok(tokenizer)) = (words.is_empty(), tokenizer) else { return String::new() };
+        let words: Vec<String> = words.iter().filter_map(|&id| tokenizer.token(id)).collect();
+        let words = words.join(",");
+        let of_task =
+            matches!(config.saved_head, Some(Head::Classification { .. } | Head::Regression | Head::Span));
+        match self.format {
+            FormatName::Hf | FormatName::Sparse if !of_task => {
+                format!("label words {words} answer, noted in config.json for `evaluate`\n")
+            }
+            FormatName::Hf | FormatName::Sparse | FormatName::Npy => {
+                format!("label words answer, which are not noted: give `evaluate --label-words {words}`\n")
+            }
+            FormatName::SafetensorsMasks | FormatName::MasksJson => String::new(),
         }
     }
 
@@ -279,19 +301,8 @@ impl Export {
             let _ = writeln!(text, "{line}");
         }
         // A model without a tokenizer, as a fixture or a backbone may be, is exported without one.
-        let words = &model.config().label_words;
         match Tokenizer::from_directory(source, model.config().family.model_type()) {
-            Ok(tokenizer) => {
-                if !words.is_empty() {
-                    let shown: Vec<String> = words.iter().filter_map(|&id| tokenizer.token(id)).collect();
-                    let _ = writeln!(
-                        text,
-                        "classes are answered by the label words {}, noted in config.json for `evaluate`",
-                        shown.join(", ")
-                    );
-                }
-                tokenizer.save(folder)?;
-            }
+            Ok(tokenizer) => tokenizer.save(folder)?,
             Err(error) => context.progress.warn(format!("exported without a tokenizer: {error}")),
         }
         Ok(json!({

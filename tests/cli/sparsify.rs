@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use secateur::model::{Head, Model, ModelConfig};
 use serde_json::Value;
 
-use crate::train::{assert_whole_model, failure, pretrained, run, text};
+use crate::train::{assert_whole_model, failure, pretrained, run, secateur, text};
 
 /// Rows "a and b": small if the first is below the second.
 fn table(folder: &Path) -> PathBuf {
@@ -339,7 +339,9 @@ fn a_model_with_its_masks_applied_knows_its_label_words() {
     for format in ["hf", "sparse"] {
         let out = fixture.path(format);
         let export = ["export", "--model", model, "--mask-file", text(&masks), "--format", format];
-        run(&[&export[..], &["--out", text(&out)]].concat());
+        let output = secateur(&[&export[..], &["--out", text(&out)]].concat()).output().unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && told.contains("label words one,two answer"), "{told}");
         assert_eq!(
             evaluate(&out)["evaluations"][0]["metrics"],
             record["evaluations"][0]["metrics"],
@@ -352,6 +354,11 @@ fn a_model_with_its_masks_applied_knows_its_label_words() {
         run(&export);
         assert_eq!(std::fs::read(again.join("masks.safetensors")).unwrap(), std::fs::read(&masks).unwrap());
     }
+    let npy = fixture.path("npy");
+    let export = ["export", "--model", model, "--mask-file", text(&masks), "--format", "npy"];
+    let output = secateur(&[&export[..], &["--out", text(&npy)]].concat()).output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(told.contains("give `evaluate --label-words one,two`"), "{told}");
     // A head of its own answers without them.
     let (exported, tuned) = (fixture.path("hf"), fixture.path("tuned"));
     let tune = ["finetune", "--model", text(&exported), "--task", "table", "--data", data, "--steps", "1"];
