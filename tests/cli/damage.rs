@@ -50,7 +50,15 @@ fn commands(model: &Path) -> Vec<(Vec<String>, bool)> {
         (line(&[&["finetune"], &data, &train]), true),
         (line(&[&["run", "--with-dense"], &data, &train, &prune]), true),
         (line(&[&["prune"], &data, &prune]), false),
-        (line(&[&["sparsify", "--method", "smp", "--label-words", "one,two"], &data, &train, &sparse]), true),
+        (
+            line(&[
+                &["sparsify", "--method", "smp", "--label-words", "one,two"],
+                &data,
+                &train[..2],
+                &sparse,
+            ]),
+            true,
+        ),
         (line(&[&["sparsify", "--method", "movement"], &data, &train, &sparse]), true),
     ]
 }
