@@ -26,10 +26,10 @@ use runner::Runner;
 ///
 /// The grid is cut into cells, each one command of this program. Two things are computed once: the fine-tuned model of a
 /// task and seed, which all methods are measured against, and a method's scores, which serve all its budgets. Dual-CP and
-/// its controls are cut from the same trees; every other method calibrates for itself. A finished cell is never run again, so the same command continues after an interruption, and
-/// more tasks, methods and seeds add to a grid that has run; a finished cell that was run with other arguments is an error,
-/// not mixed in. With --list the cells are printed as commands for a scheduler; --gather then makes the tables of whatever
-/// has run.
+/// its controls are cut from the same trees; every other method calibrates for itself. A finished cell is never run again,
+/// so the same command continues after an interruption, and more tasks, methods and seeds add to a grid that has run; a
+/// finished cell that was run with other arguments is an error, not mixed in. With --list the cells are printed as commands
+/// for a scheduler; --gather then makes the tables of whatever has run.
 ///
 /// Writes compare.csv, compare.json and compare.html to the output directory, the cells below `cells`.
 #[derive(Args, Debug)]

@@ -23,6 +23,14 @@ const AHEAD: usize = 512;
 /// Where lanes or depths behind the last are read.
 static ZEROS: [f32; TILE_DEPTH] = [0.0; TILE_DEPTH];
 
+/// What tiles pass through that memory does not hold as they are packed; one for all of an operand.
+struct Scratch {
+    /// The elements of a tile that reaches beyond the operand, or of which masks leave out some.
+    gathered: [f32; TILE_LANES * TILE_DEPTH],
+    /// A tile in the other order.
+    staged: [u32; TILE_WORDS],
+}
+
 /// Packs all positions: panel i begins at word `i · tiles of depth · PANEL_WORDS`.
 ///
 /// # Safety
@@ -35,6 +43,7 @@ pub(super) unsafe fn pack<S: Registers>(
     to: *mut u32,
     order: Order,
 ) {
+    let mut scratch = Scratch { gathered: [0.0; TILE_LANES * TILE_DEPTH], staged: [0; TILE_WORDS] };
     let (panels, tiles) = (lanes.len().div_ceil(SIDE), depth.len().div_ceil(TILE_DEPTH));
     // Memory is read along its rows: all depth of a few lanes, or all lanes of a few depths.
     let (outer, inner) = if operand.depth_contiguous { (panels, tiles) } else { (tiles, panels) };
@@ -47,9 +56,9 @@ pub(super) unsafe fn pack<S: Registers>(
                     let to = to.add((panel * tiles + tile) * PANEL_WORDS + half * TILE_WORDS);
                     let (lane, p) = (panel * SIDE + half * TILE_LANES, tile * TILE_DEPTH);
                     if operand.depth_contiguous {
-                        lanes_in_rows::<S>(operand, lanes, depth, lane, p, to, order);
+                        lanes_in_rows::<S>(operand, lanes, depth, lane, p, to, order, &mut scratch);
                     } else {
-                        depths_in_rows::<S>(operand, lanes, depth, lane, p, to, order);
+                        depths_in_rows::<S>(operand, lanes, depth, lane, p, to, order, &mut scratch);
                     }
                 }
             }
@@ -70,10 +79,13 @@ unsafe fn lanes_in_rows<S: Registers>(
     p: usize,
     to: *mut u32,
     order: Order,
+    scratch: &mut Scratch,
 ) {
+    let Scratch { gathered, staged } = scratch;
     let whole = depth.live.is_none() && p + TILE_DEPTH <= depth.len();
-    let mut gathered = [0.0; TILE_LANES * TILE_DEPTH];
-    let mut staged = [0; TILE_WORDS];
+    if !whole {
+        gathered.fill(0.0);
+    }
     let words = if order == Order::LanesFirst { to } else { staged.as_mut_ptr() };
     for i in 0..TILE_LANES {
         // SAFETY: reads are at positions of the operand or in the two buffers; writes in a whole tile.
@@ -114,10 +126,13 @@ unsafe fn depths_in_rows<S: Registers>(
     p: usize,
     to: *mut u32,
     order: Order,
+    scratch: &mut Scratch,
 ) {
+    let Scratch { gathered, staged } = scratch;
     let whole = lanes.live.is_none() && lane + TILE_LANES <= lanes.len();
-    let mut gathered = [0.0; TILE_LANES * TILE_DEPTH];
-    let mut staged = [0; TILE_WORDS];
+    if !whole {
+        gathered.fill(0.0);
+    }
     let words = if order == Order::PairsFirst { to } else { staged.as_mut_ptr() };
     let mut rows = [ZEROS.as_ptr(); TILE_DEPTH];
     for (k, row) in rows.iter_mut().enumerate().take(depth.len() - p) {
